@@ -1,0 +1,114 @@
+"""The command line: reads flags and words, composes, dispatches to a task. Exit codes stand in `dispatch`."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+from cdiff import __version__, catalog, console
+from cdiff.errors import UserError
+
+HYDRA_FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i")
+HYDRA_FLAGS = (*HYDRA_FLAGS_WITH_VALUE, "--resolve", "--hydra-help", "--shell-completion", "-sc")
+LONG_FLAGS = ("--help", "--version", "--multirun", "--config-dir", "--cfg", "--info", "--hydra-help")
+
+
+def main(argv: list[str]) -> int:
+    """Run one command; returns the exit code."""
+    from cdiff.dispatch import guarded
+
+    console.setup_logging()
+    with _termination_as_interrupt():
+        return guarded(lambda: _main(argv))
+
+
+def _main(argv: list[str]) -> int:
+    flags, words, config_dirs = _split(argv)
+    if "--version" in flags:
+        console.stdout().print(f"cdiff {__version__}")
+        return 0
+    if "--help" in flags:
+        from cdiff.cli_help import help_page
+
+        console.stdout().print(help_page(*config_dirs), soft_wrap=False)
+        return 0
+    from cdiff.overrides import read_overrides
+    from cdiff.sweep import plain_hydra, sweep
+
+    multirun = "--multirun" in flags
+    overrides = read_overrides(words, catalog.groups(*config_dirs), multirun)
+    words = [override.input_line for override in overrides]
+    if multirun:
+        return sweep(overrides, config_dirs)
+    if flags:
+        return plain_hydra([*flags, *words], config_dirs)
+    return _single(words, config_dirs)
+
+
+def _single(words: list[str], config_dirs: list[Path]) -> int:
+    from hydra.core.hydra_config import HydraConfig
+
+    from cdiff.compose import adopt_run, compose, to_checked_config
+    from cdiff.dispatch import run_task
+
+    composed = compose(words, config_dirs)
+    config = to_checked_config(composed)
+    adopt_run(config, words)
+    HydraConfig.instance().set_config(composed)
+    composed.concepts, composed.method.name = dict.fromkeys(config.concepts), config.method.name
+    run_task(config, composed.hydra.run.dir)
+    return 0
+
+
+def _split(argv: list[str]) -> tuple[list[str], list[str], list[Path]]:
+    """The flags, the KEY=VALUE words, and the folders of --config-dir."""
+    flags: list[str] = []
+    words: list[str] = []
+    config_dirs: list[Path] = []
+    rest = iter(argv)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if not word.startswith("-"):
+            words.append(word)
+        elif name in ("--config-dir", "-cd"):
+            folder = value if equals else next(rest, "")
+            config_dirs.append(_config_dir(folder))
+        elif name in ("--help", "-h", "--version", "--multirun", "-m"):
+            flags.append({"-h": "--help", "-m": "--multirun"}.get(name, name))
+        elif name in HYDRA_FLAGS:
+            takes_value = name in HYDRA_FLAGS_WITH_VALUE and not equals
+            flags += [word, next(rest, "")] if takes_value else [word]
+        else:
+            from cdiff.suggest import did_you_mean
+
+            raise UserError(f"There is no option {name}; {did_you_mean(name, LONG_FLAGS)}")
+    if len(config_dirs) > 1:
+        raise UserError("--config-dir can be given once.")
+    return flags, words, config_dirs
+
+
+def _config_dir(name: str) -> Path:
+    folder = Path(name).expanduser()
+    if not name or not folder.is_dir():
+        raise UserError(f"--config-dir needs a folder, and there is none called '{name}'.")
+    return folder.absolute()
+
+
+@contextlib.contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """A cluster's SIGTERM ends a run as Ctrl-C does: the run is marked, the tracker is closed."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,94 @@
+"""Words of the command line -> a checked `Config`, by Hydra."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cdiff import catalog, runs
+from cdiff.checks import check
+from cdiff.convert import to_config
+from cdiff.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from cdiff.schema import Config
+
+READS_A_RUN = ("sample",)
+NO_RUN = "base"  # run=base: the untouched base model
+
+
+def compose(words: list[str], config_dirs: list[Path] | None = None) -> DictConfig:
+    """The configuration that the words make, with Hydra's own node.
+
+    Raises:
+        UserError: the configuration can't be composed.
+    """
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+
+    register_resolvers()
+    extra = [f"hydra.searchpath=['file://{folder}']" for folder in config_dirs or []]
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_module(catalog.CONF_PACKAGE, version_base="1.3", job_name="cdiff"):
+            return hydra.compose("config", [*words, *extra], return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__ or error
+        raise UserError(f"The configuration can't be composed: {one_line(cause)}") from error
+
+
+def to_checked_config(composed: DictConfig) -> Config:
+    """Typed and checked.
+
+    Raises:
+        UserError: all that is wrong with it.
+    """
+    settings = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+    try:
+        values = OmegaConf.to_container(settings, resolve=True)
+    except OmegaConfBaseException as error:
+        hint = r"${...} in a text is read as another setting's value: write \${...} to keep it as it is"
+        raise UserError(f"{one_line(error)}; {hint}.") from error
+    config = to_config(values)
+    check(config)
+    return config
+
+
+def adopt_run(config: Config, words: list[str]) -> None:
+    """A task that uses a training run takes its concepts, and its model and method where no word says otherwise."""
+    if config.task not in READS_A_RUN or not isinstance(config.run, str) or config.run == NO_RUN:
+        return
+    run = runs.find_run(config.run, concept=list(config.concepts))
+    past = run.config()
+    config.run, config.concept, config.concepts = str(run.folder), past.concept, past.concepts
+    chosen = {word.partition("=")[0].lstrip("+") for word in words}
+    for group in ("model", "method"):
+        if group not in chosen:
+            said = {key.split(".")[1] for key in chosen if key.startswith(f"{group}.")}
+            here, there = getattr(config, group), getattr(past, group)
+            setattr(config, group, replace(there, **{name: getattr(here, name) for name in said}))
+
+
+def register_resolvers() -> None:
+    """What conf/config.yaml calls as ${cdiff.NAME:...} to name folders."""
+
+    def folder_name(text: str) -> str:
+        return re.sub(r"[^\w.,=+-]+", "_", re.sub("['\"]", "", str(text)))[:120] or "run"
+
+    OmegaConf.register_new_resolver("cdiff.names", lambda names: "_".join(names) or "any", replace=True)
+    OmegaConf.register_new_resolver("cdiff.either", lambda first, second: first or second, replace=True)
+    OmegaConf.register_new_resolver("cdiff.folder_name", folder_name, replace=True)
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

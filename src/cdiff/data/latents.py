@@ -1,0 +1,163 @@
+"""Training views encoded ahead: a training step samples latents from these moments and never runs the VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from cdiff.concepts import Concept
+from cdiff.data.augment import View, apply_view, sample_view
+from cdiff.data.images import Picture
+from cdiff.data.prompts import caption, load_templates
+from cdiff.errors import UserError
+from cdiff.schema import AugmentConfig
+
+PREPARING_THREADS = 4  # Pillow resizes outside Python's lock
+
+
+@dataclass
+class TrainingViews:
+    """N augmented views in latent space; all tensors on the CPU, float32. latents = mean + std * randn."""
+
+    mean: torch.Tensor  # (N, C, h, w), times scaling_factor (after shift_factor)
+    std: torch.Tensor  # (N, C, h, w), times scaling_factor
+    masks: torch.Tensor  # (N, 1, h, w), 1 where the loss counts
+    prompts: list[str]
+    concept: list[int]  # which concept each view shows
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+@dataclass(frozen=True)
+class PlannedView:
+    concept: int
+    view: View
+    prompt: str
+
+
+def plan_views(
+    concepts: Sequence[Concept],
+    picture_counts: Sequence[int],
+    count: int,
+    conf: AugmentConfig,
+    resolution: int,
+    seed: int,
+    templates: str | Sequence[str],
+) -> list[PlannedView]:
+    """What the `count` views are, before a pixel is touched. Concepts take turns, so each has an equal share."""
+    if isinstance(templates, str):
+        templates = load_templates(templates)
+    plan = []
+    for number in range(count):
+        index, which = divmod(number, len(concepts))
+        own_seed = f"{seed}/{which}"  # else all concepts would share their geometry
+        view = sample_view(index, own_seed, picture_counts[which], resolution, conf)
+        concept = concepts[which]
+        text = caption(own_seed, index, templates, concept.token, concept.class_word, view.prefix)
+        plan.append(PlannedView(which, view, text))
+    return plan
+
+
+def encode_views(
+    vae: torch.nn.Module,
+    concepts: Sequence[Concept],
+    pictures: Sequence[Sequence[Picture]],
+    count: int,
+    conf: AugmentConfig,
+    resolution: int,
+    seed: int,
+    device: torch.device | str,
+    batch_size: int,
+    templates: str | Sequence[str],
+    progress: Callable[[int], None] | None = None,
+) -> TrainingViews:
+    """Draws `count` views of the concepts' pictures and encodes them, `batch_size` at a time, in the VAE's dtype.
+
+    pictures[i] belong to concepts[i]; `vae` is on `device`; `templates`: a name, a file or the templates;
+    `progress` is told how many views each batch finished. The views don't depend on `batch_size`.
+    Raises UserError for a resolution that the VAE's latents don't divide, or when the encoding isn't finite.
+    """
+    plan = plan_views(concepts, [len(own) for own in pictures], count, conf, resolution, seed, templates)
+    return _encode_plan(vae, plan, pictures, resolution, device, batch_size, progress)
+
+
+def encode_class_images(
+    vae: torch.nn.Module,
+    pictures: Sequence[Picture],
+    prompts: Sequence[str],
+    resolution: int,
+    device: torch.device | str,
+    batch_size: int,
+    progress: Callable[[int], None] | None = None,
+) -> TrainingViews:
+    """Images of the class for prior preservation: each once, its middle square, with its own prompt, unmasked."""
+    plan = [PlannedView(0, View(number), prompt) for number, prompt in zip(range(len(pictures)), prompts, strict=True)]
+    return _encode_plan(vae, plan, [pictures], resolution, device, batch_size, progress)
+
+
+def _encode_plan(
+    vae: torch.nn.Module,
+    plan: list[PlannedView],
+    pictures: Sequence[Sequence[Picture]],
+    resolution: int,
+    device: torch.device | str,
+    batch_size: int,
+    progress: Callable[[int], None] | None,
+) -> TrainingViews:
+    factor = vae_factor(vae)
+    if resolution % factor:
+        raise UserError(f"model.resolution={resolution} is not a multiple of {factor}, the pixels of one latent cell.")
+
+    def prepare(item: PlannedView) -> tuple[torch.Tensor, torch.Tensor]:
+        return apply_view(pictures[item.concept][item.view.picture].image, item.view, resolution, factor)
+
+    means, stds, masks = [], [], []
+    for batch in _prepared_batches(plan, prepare, batch_size):
+        mean, std = encode_pixels(vae, torch.stack([pixels for pixels, _ in batch]), device)
+        means.append(mean)
+        stds.append(std)
+        masks += [mask for _, mask in batch]
+        if progress:
+            progress(len(batch))
+    # cat, outside inference mode, makes ordinary tensors of them, which autograd can keep.
+    views = TrainingViews(
+        torch.cat(means), torch.cat(stds), torch.stack(masks),
+        [item.prompt for item in plan], [item.concept for item in plan],
+    )  # fmt: skip
+    if not (views.mean.isfinite().all() and views.std.isfinite().all()):
+        raise UserError("The VAE gave values that are not finite in this precision: use precision=fp32 or bf16.")
+    return views
+
+
+@torch.inference_mode()
+def encode_pixels(
+    vae: torch.nn.Module, pixels: torch.Tensor, device: torch.device | str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of the scaled latents' posterior, float32 on the CPU.
+
+    pixels: (B, 3, R, R) in [-1, 1]. Outside autocast: the VAE's own dtype decides.
+    """
+    device = torch.device(device)
+    with torch.autocast(device.type, enabled=False):
+        posterior = vae.encode(pixels.to(device, vae.dtype)).latent_dist
+    scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
+    return (posterior.mean.float().cpu() - shift) * scale, posterior.std.float().cpu() * scale
+
+
+def vae_factor(vae: torch.nn.Module) -> int:
+    """Pixels a latent cell is wide: every block of an AutoencoderKL but the last halves the picture."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def _prepared_batches(plan: list[PlannedView], prepare: Callable, batch_size: int) -> Iterator[list]:
+    """Batches of prepared views in order; the next one is prepared while the caller encodes."""
+    with ThreadPoolExecutor(PREPARING_THREADS) as pool:
+        ahead: list = []
+        for start in range(0, len(plan) + batch_size, batch_size):
+            ready, ahead = ahead, [pool.submit(prepare, item) for item in plan[start : start + batch_size]]
+            if ready:
+                yield [future.result() for future in ready]

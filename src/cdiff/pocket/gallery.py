@@ -1,0 +1,66 @@
+"""The concepts shipped with cdiff: individuals that no pocket model has seen, and five pictures of each."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import tempfile
+from pathlib import Path
+
+from cdiff import __version__
+from cdiff.cache import cache_folder
+from cdiff.errors import UserError
+from cdiff.pocket.world.sample import CONCEPT, compose
+from cdiff.pocket.world.spec import Identity
+
+PICTURES = 5
+SIDE = 128
+# name -> (individual, backgrounds of its pictures)
+GALLERY = {
+    "dog": (Identity("dog", "orange", CONCEPT + 11), ("studio", "grass", "wooden floor", "beach", "autumn")),
+    "cat": (Identity("cat", "grey", CONCEPT + 22), ("wooden floor", "studio", "grass", "pink fabric", "city")),
+    "teapot": (Identity("teapot", "blue", CONCEPT + 33), ("studio", "wooden floor", "pink fabric", "grass", "night")),
+}
+
+
+def draw_concept(name: str) -> list:
+    """The PICTURES pictures of a shipped concept (PIL, RGB, SIDE pixels), without accessories."""
+    from cdiff.pocket.world.render import render
+
+    identity, backgrounds = GALLERY[name]
+    rng = random.Random(f"gallery/{name}")
+    return [render(compose(rng, identity, background), SIDE) for background in backgrounds]
+
+
+def render_concept(name: str) -> Path:
+    """Renders the pictures of a shipped concept into the user's cache and returns their folder.
+
+    Raises:
+        UserError: unknown name, or a cache that can't be written.
+    """
+    if name not in GALLERY:
+        raise UserError(f"pocket:{name} is no concept of the pocket world; it has {', '.join(GALLERY)}")
+    folder = cache_folder() / "pocket" / f"{name}-{_version(name)}"
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+            part = Path(place) / "part"
+            part.mkdir()
+            for number, image in enumerate(draw_concept(name)):
+                image.save(part / f"{name}-{number + 1}.png")
+            if not folder.is_dir():  # another process may have been faster
+                os.replace(part, folder)
+    except OSError as error:
+        raise UserError(
+            f"The pictures of pocket:{name} can't be written to {folder.parent} ({error.strerror}); "
+            "set CDIFF_CACHE to a folder you may write to."
+        ) from error
+    return folder
+
+
+def _version(name: str) -> str:
+    """Changes when the description of the concept or cdiff's version does, so that an old cache is not used."""
+    return hashlib.sha256(f"{__version__} {GALLERY[name]} {PICTURES} {SIDE}".encode()).hexdigest()[:8]

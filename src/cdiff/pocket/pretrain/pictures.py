@@ -1,0 +1,121 @@
+"""Training pictures: rendered by worker processes into shards, read by the stages as they appear."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cdiff.pocket.world.captions import caption
+from cdiff.pocket.world.render import render
+from cdiff.pocket.world.sample import main_subject, sample_identity, sample_scene
+from cdiff.pocket.world.spec import ACCESSORIES, COLORS, KINDS, SCENES, Scene
+
+SHARD = 10_000  # pictures in a shard
+GROUP = 4  # pictures of one identity in a row, for the identity stage
+CAPTIONS = (0.0, 0.0, 0.5, 1.0)  # the `detail` of each caption kept with a picture
+WORDS = 48  # tokens kept of a caption; the longest the grammar makes is shorter
+RESOLUTION = 128
+
+
+def scene_at(index: int, split: str = "train", base: int = 0) -> Scene:
+    """The scene of picture `index`; GROUP neighbours share their main identity."""
+    group = random.Random(f"{split}/identity/{index // GROUP}")
+    identity = sample_identity(group, group.choice(KINDS), base=base)
+    return sample_scene(random.Random(f"{split}/{index}"), identity, base=base)
+
+
+def labels_of(scene: Scene) -> list[int]:
+    """[background, then kind, colour, accessory of the main subject, then of the other; -1 where there is none]."""
+    main = main_subject(scene)
+    others = [s for s in scene.subjects if s is not main]
+    row = [SCENES.index(scene.background)]
+    for subject in [main, *others]:
+        row += [KINDS.index(subject.identity.kind), COLORS.index(subject.identity.color)]
+        row.append(ACCESSORIES.index(subject.accessory) if subject.accessory else -1)
+    return row + [-1] * (7 - len(row))
+
+
+def render_shard(folder: str, shard: int, size: int) -> int:
+    """Writes pictures [shard * size, (shard + 1) * size) as `NNNN-*.npy`; the pixels come last."""
+    from cdiff.pocket.pretrain.tokenizer import build_tokenizer
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    tokenizer = build_tokenizer()
+    pixels = np.empty((size, RESOLUTION, RESOLUTION, 3), np.uint8)
+    labels = np.empty((size, 7), np.int8)
+    texts: list[str] = []
+    for row in range(size):
+        index = shard * size + row
+        scene = scene_at(index)
+        pixels[row] = np.asarray(render(scene, RESOLUTION))
+        labels[row] = labels_of(scene)
+        words = random.Random(f"caption/{index}")
+        texts += [caption(scene, words, detail) for detail in CAPTIONS]
+    ids = tokenizer(texts, padding="max_length", max_length=WORDS, truncation=True).input_ids
+    ids = np.asarray(ids, np.int16).reshape(size, len(CAPTIONS), WORDS)
+    for name, array in (("ids", ids), ("labels", labels), ("pixels", pixels)):
+        part = Path(folder) / f"{shard:04d}-{name}.part.npy"
+        np.save(part, array)
+        os.replace(part, Path(folder) / f"{shard:04d}-{name}.npy")
+    return shard
+
+
+def render_pictures(folder: Path, count: int, workers: int, log, size: int = SHARD) -> None:
+    """Renders `count` training pictures in shards of `size`; shards that exist are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pictures.json").write_text(json.dumps({"resolution": RESOLUTION, "shard": size, "group": GROUP}))
+    todo = [s for s in range(-(-count // size)) if not (folder / f"{s:04d}-pixels.npy").exists()]
+    with ProcessPoolExecutor(workers) as pool:
+        for shard in pool.map(render_shard, [str(folder)] * len(todo), todo, [size] * len(todo)):
+            log(f"rendered {(shard + 1) * size} pictures")
+
+
+class Pictures:
+    """The pictures rendered so far, on the training device: pixels (N, H, W, 3) uint8, ids, labels.
+
+    `refresh` takes in at most one new shard, so a stage can start while rendering goes on.
+    """
+
+    def __init__(self, folder: Path, capacity: int, device: torch.device):
+        self.folder, self.device, self.shards = folder, device, 0
+        self.shard = json.loads((folder / "pictures.json").read_text())["shard"]
+        self.capacity = max(1, capacity // self.shard)
+        rows = self.capacity * self.shard
+        self.pixels = torch.empty((rows, RESOLUTION, RESOLUTION, 3), dtype=torch.uint8, device=device)
+        self.ids = torch.empty((rows, len(CAPTIONS), WORDS), dtype=torch.int16, device=device)
+        self.labels = torch.empty((rows, 7), dtype=torch.int8, device=device)
+
+    def __len__(self) -> int:
+        return self.shards * self.shard
+
+    def refresh(self) -> bool:
+        """Loads the next shard if it is there and room is left; whether it did."""
+        if self.shards == self.capacity or not self.load_shard(self.shards, self.shards):
+            return False
+        self.shards += 1
+        return True
+
+    def load_shard(self, shard: int, place: int) -> bool:
+        """Reads shard number `shard` into the rows of place number `place`; False where it is not rendered yet."""
+        if not (self.folder / f"{shard:04d}-pixels.npy").exists():
+            return False
+        rows = slice(place * self.shard, (place + 1) * self.shard)
+        for name in ("pixels", "ids", "labels"):
+            array = np.load(self.folder / f"{shard:04d}-{name}.npy")
+            getattr(self, name)[rows] = torch.from_numpy(array).to(self.device)
+        return True
+
+    def images(self, index: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) float in [-1, 1], channels last."""
+        return self.pixels[index].permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+    def captions(self, index: torch.Tensor, variant: torch.Tensor, length: int, pad: int) -> torch.Tensor:
+        """Token ids (B, length) of one caption each, padded with `pad`."""
+        ids = self.ids[index, variant].long()
+        return torch.nn.functional.pad(ids, (0, length - WORDS), value=pad)

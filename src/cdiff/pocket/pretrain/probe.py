@@ -1,0 +1,62 @@
+"""Stage `probe`: trains the attribute probe on renders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from transformers import ResNetConfig, ResNetForImageClassification
+
+from cdiff.pocket.pretrain.clip import distort
+from cdiff.pocket.pretrain.loop import compiled, fit, save_half
+from cdiff.pocket.pretrain.pictures import Pictures
+from cdiff.pocket.probe import SPLITS, enlarge, split_logits
+from cdiff.pocket.world.spec import ACCESSORIES, KINDS
+
+
+def build_probe() -> ResNetForImageClassification:
+    sizes = [32, 64, 96, 128]
+    config = ResNetConfig(
+        embedding_size=32, hidden_sizes=sizes, depths=[2, 2, 2, 2], layer_type="basic", num_labels=sum(SPLITS)
+    )
+    return ResNetForImageClassification(config)
+
+
+def probe_losses(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The four losses; labels (B, 7) as `pictures.labels_of` writes them."""
+    scenes, kinds, accessories, colors = split_logits(logits.float())
+    labels = labels.long()
+    rows = torch.arange(len(labels), device=labels.device)
+    present, worn = torch.zeros_like(kinds), torch.zeros_like(accessories)
+    color_loss, count = 0.0, 0
+    for kind, color, accessory in (labels[:, 1:4].T, labels[:, 4:7].T):
+        there = (kind >= 0).float()
+        present[rows, kind.clamp(min=0)] += there
+        worn[rows, accessory.clamp(min=0)] += (accessory >= 0).float()
+        each = F.cross_entropy(colors[rows, kind.clamp(min=0)], color.clamp(min=0), reduction="none")
+        color_loss, count = color_loss + (each * there).sum(), count + there.sum()
+    parts = {
+        "scene": F.cross_entropy(scenes, labels[:, 0]),
+        "kind": F.binary_cross_entropy_with_logits(kinds, present.clamp(max=1)) * len(KINDS) / 4,
+        "accessory": F.binary_cross_entropy_with_logits(accessories, worn.clamp(max=1)) * len(ACCESSORIES) / 2,
+        "color": color_loss / count,
+    }
+    return {"loss": sum(parts.values()), **parts}
+
+
+def train_probe(pictures: Pictures, settings: dict, minutes: float | None, folder: Path, log) -> int:
+    device = pictures.device
+    torch.manual_seed(3)
+    model = build_probe().to(device, memory_format=torch.channels_last)
+    forward = compiled(lambda images: model(enlarge(images)).logits, device)
+
+    def loss_of(step: int) -> dict[str, torch.Tensor]:
+        if step % 10 == 0:
+            pictures.refresh()
+        index = torch.randint(len(pictures), (settings["batch_size"],), device=device)
+        return probe_losses(forward(distort(pictures.images(index))), pictures.labels[index])
+
+    average, steps = fit(model, loss_of, settings, minutes, log)
+    save_half(average, folder / "probe")
+    return steps

@@ -1,0 +1,159 @@
+"""Stage `unet`: the text-conditioned noise predictor on the frozen VAE's latents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from transformers import CLIPTextModel
+
+from cdiff.pocket.pretrain.loop import compiled, fit, save_half
+from cdiff.pocket.pretrain.pictures import CAPTIONS, Pictures
+from cdiff.pocket.pretrain.tokenizer import MAX_LENGTH, build_tokenizer
+from cdiff.pocket.pretrain.vae import LATENT_CHANNELS
+
+# Stable Diffusion 1.5's noise schedule.
+SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+    "clip_sample": False,
+    "steps_offset": 1,
+}
+
+
+def build_unet() -> UNet2DConditionModel:
+    channels = (96, 160)
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        layers_per_block=1,
+        block_out_channels=channels,
+        down_block_types=("CrossAttnDownBlock2D",) * len(channels),
+        up_block_types=("CrossAttnUpBlock2D",) * len(channels),
+        cross_attention_dim=256,
+        attention_head_dim=tuple(c // 32 for c in channels),  # diffusers reads it as the number of heads
+    )
+
+
+class Latents:
+    """Latents of the pictures, encoded shard by shard as they are rendered: (N, C, 16, 16) fp16 on the device."""
+
+    def __init__(self, pictures: Pictures, vae: AutoencoderKL, count: int):
+        self.pictures, self.vae, self.filled = pictures, vae, 0
+        state = PartialState()
+        self.next, self.stride = state.process_index, state.num_processes  # each process has shards of its own
+        rows = max(1, count // pictures.shard) * pictures.shard
+        device = pictures.device
+        self.latents = torch.empty((rows, LATENT_CHANNELS, 16, 16), dtype=torch.float16, device=device)
+        self.ids = torch.empty((rows, *pictures.ids.shape[1:]), dtype=torch.int16, device=device)
+
+    @torch.no_grad()
+    def refresh(self) -> bool:
+        """Encodes the next shard if there is one and room for it."""
+        if self.filled == len(self.latents) or not self.pictures.load_shard(self.next, 0):  # one buffer for all shards
+            return False
+        shard = self.pictures.shard
+        for rows in torch.arange(shard, device=self.pictures.device).split(500):
+            images = self.pictures.images(rows)
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
+                latents = self.vae.encode(images).latent_dist.sample()
+            self.latents[self.filled + rows] = (latents * self.vae.config.scaling_factor).half()
+        self.ids[self.filled : self.filled + shard] = self.pictures.ids[:shard]
+        self.filled += shard
+        self.next += self.stride
+        return True
+
+
+def min_snr_weight(alphas_cumprod: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Weight of each timestep for noise prediction, min(SNR, gamma) / SNR (Hang et al. 2023, eq. 5)."""
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    return snr.clamp(max=gamma) / snr
+
+
+def train_unet(pictures: Pictures, settings: dict, minutes: float | None, folder: Path, log) -> int:
+    device = pictures.device
+    torch.manual_seed(2)
+    tokenizer = build_tokenizer()
+    vae = AutoencoderKL.from_pretrained(folder / "base" / "vae", dtype=torch.float32).to(device).eval()
+    text_encoder = (
+        CLIPTextModel.from_pretrained(folder / "base" / "text_encoder", dtype=torch.float32)
+        .to(device)
+        .eval()
+        .requires_grad_(False)
+    )
+    unet = build_unet().to(device, memory_format=torch.channels_last)
+    torch.manual_seed(100 + PartialState().process_index)  # the same start everywhere, other pictures and noise
+    scheduler = DDPMScheduler(**SCHEDULE)
+    alphas = scheduler.alphas_cumprod.to(device)
+    weights = min_snr_weight(alphas, settings["min_snr_gamma"])
+    latents = Latents(pictures, vae, settings["latents"])
+    for _ in range(settings.get("first_shards", 5)):
+        latents.refresh()
+    empty = torch.tensor(tokenizer([""], padding="max_length", max_length=MAX_LENGTH).input_ids, device=device)
+    size = settings["batch_size"]
+
+    def noise_loss(
+        clean: torch.Tensor, ids: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        with torch.no_grad():
+            hidden = text_encoder(ids).last_hidden_state
+        a = alphas[timesteps].view(-1, 1, 1, 1)
+        noisy = a.sqrt() * clean + (1 - a).sqrt() * noise
+        predicted = unet(noisy, timesteps, hidden, return_dict=False)[0]
+        return (predicted.float() - noise).pow(2).mean(dim=(1, 2, 3))
+
+    forward = compiled(noise_loss, device)
+
+    def loss_of(step: int) -> dict[str, torch.Tensor]:
+        if step % 25 == 0:
+            latents.refresh()
+        index = torch.randint(latents.filled, (size,), device=device)
+        variant = torch.randint(len(CAPTIONS), (size,), device=device)
+        ids = torch.nn.functional.pad(
+            latents.ids[index, variant].long(), (0, MAX_LENGTH - latents.ids.shape[-1]), value=tokenizer.pad_token_id
+        )
+        dropped = torch.rand(size, 1, device=device) < settings["caption_drop"]
+        ids = torch.where(dropped, empty, ids)
+        clean = latents.latents[index].float()
+        timesteps = torch.randint(0, len(alphas), (size,), device=device)
+        each = forward(clean, ids, torch.randn_like(clean), timesteps)
+        return {"loss": (weights[timesteps] * each).mean(), "mse": each.mean()}
+
+    def save(step: int, average: UNet2DConditionModel) -> None:
+        if PartialState().is_main_process and step // settings["save_every"] > save.last:
+            save.last = step // settings["save_every"]
+            save_base(average, folder)
+
+    save.last = 0
+    average, steps = fit(unet, loss_of, settings, minutes, log, save)
+    if PartialState().is_main_process:
+        save_base(average, folder)
+    log(f"trained on {latents.filled} pictures")
+    return steps
+
+
+def save_base(unet: UNet2DConditionModel, folder: Path) -> None:
+    """The whole pipeline folder, in Stable Diffusion 1.5's layout."""
+    base = folder / "base"
+    save_half(unet, base / "unet")
+    DDIMScheduler(**SCHEDULE, set_alpha_to_one=False).save_pretrained(base / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "image_encoder": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (base / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

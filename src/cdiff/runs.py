@@ -1,0 +1,336 @@
+"""A run's folder: what was asked (config.yaml), what became of it (run.json), what was said (log.txt, events.jsonl).
+
+run.json is the truth about a run: `status` is "running" from the first moment and turns into "done", "failed" or
+"interrupted" in one atomic step; a process killed in between leaves "running" with the number of a dead process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import platform
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cdiff.convert import to_config, to_dict
+from cdiff.errors import UserError
+from cdiff.schema import Config
+
+OUTPUTS = Path("outputs")
+PACKAGES = ("cdiff", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "wandb")
+_active: Run | None = None
+
+
+class Run:
+    """One run's folder. `start` makes a new one, `Run(folder)` opens an old one for reading."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.info = read_info(self.folder)
+        self._handler: logging.Handler | None = None
+        self._began = time.monotonic()
+
+    @classmethod
+    def start(cls, cfg: Config, task: str) -> Run:
+        """Make the folder `cfg.output` (a number is added to a name that is taken) and mark the run as running.
+
+        Raises:
+            UserError: the folder can't be made or written.
+        """
+        global _active
+        wanted = Path(cfg.output) if cfg.output else default_folder(cfg, task)
+        try:
+            folder = _claim(wanted)
+            atomic_write(folder / "run.json", _json(_first_facts(cfg, task)))
+            settings = yaml.safe_dump(to_dict(cfg), sort_keys=False, allow_unicode=True)
+            atomic_write(folder / "config.yaml", settings)
+            run = cls(folder)
+            run._open_log()
+        except OSError as error:
+            raise _unwritable(wanted, error) from error
+        _active = run
+        return run
+
+    @property
+    def status(self) -> str:
+        return self.info["status"]
+
+    def config(self) -> Config:
+        """The configuration the run was started with."""
+        file = self.folder / "config.yaml"
+        try:
+            values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise UserError(f"The run {self.folder} has no readable config.yaml: {_reason(error)}.") from error
+        return to_config(values)
+
+    def event(self, record: dict[str, Any]) -> None:
+        """Append one line to events.jsonl, with the time. NaN and infinity become null, as JSON asks."""
+        line = json.dumps(_plain({"time": time.time(), **record}), ensure_ascii=False, allow_nan=False)
+        with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def note(self, **facts: Any) -> None:
+        """Lay facts (device, base model, ...) into run.json."""
+        self.info.update(facts)
+        atomic_write(self.folder / "run.json", _json(self.info))
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Measure a part of the run: `timings.NAME` in run.json, in seconds."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            timings = self.info.setdefault("timings", {})
+            timings[name] = round(timings.get(name, 0.0) + time.monotonic() - start, 3)
+
+    def finish(self, result: dict[str, Any] | None = None) -> None:
+        """The run is done: only now does `run=latest` find it."""
+        self._end("done", result=result or {})
+
+    def fail(self, reason: str) -> None:
+        self._end("failed", reason=reason)
+
+    def interrupt(self, reason: str = "interrupted") -> None:
+        self._end("interrupted", reason=reason)
+
+    def _end(self, status: str, **facts: Any) -> None:
+        """Write the last state, once: a run that has ended stays as it ended."""
+        global _active
+        if self.status != "running":
+            return
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        self._close_log()
+        if _active is self:
+            _active = None
+        self.note(status=status, finished=now, seconds=round(time.monotonic() - self._began, 3), **facts)
+
+    def _open_log(self) -> None:
+        self._handler = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logger = logging.getLogger("cdiff")
+        logger.setLevel(min(logger.level or logging.INFO, logging.INFO))
+        logger.addHandler(self._handler)
+
+    def _close_log(self) -> None:
+        if self._handler is not None:
+            logging.getLogger("cdiff").removeHandler(self._handler)
+            self._handler.close()
+            self._handler = None
+
+
+def active() -> Run | None:
+    """The run of this process that has been started and has not ended."""
+    return _active
+
+
+def default_folder(cfg: Config, task: str) -> Path:
+    """outputs/TASK/CONCEPTS/METHOD/TIME, for callers that come without the command line."""
+    names = "_".join(cfg.concepts) or "any"
+    return OUTPUTS / task / names / cfg.method.name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def find_run(
+    spec: str | Path, task: str = "train", concept: str | Sequence[str] | None = None, finished: bool = True
+) -> Run:
+    """The run that `run=` names.
+
+    Args:
+        spec: "latest" (the newest finished run of `task` under outputs/, of the concepts named) or a run's folder.
+        finished: refuse a run that is not done.
+
+    Raises:
+        UserError: there is none, or it is running, failed, damaged or no run at all.
+    """
+    concepts = [concept] if isinstance(concept, str) else list(concept or ())
+    return _latest(task, concepts) if str(spec) == "latest" else _named(Path(spec).expanduser(), task, finished)
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """run.json as a mapping.
+
+    Raises:
+        UserError: the folder or run.json is missing or damaged.
+    """
+    file = folder / "run.json"
+    if not folder.is_dir():
+        raise UserError(f"There is no run folder {folder}.")
+    try:
+        info = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(info, dict) or not isinstance(info.get("status"), str):
+            raise ValueError("it lacks the status")
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not the folder of a run: it has no run.json.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is damaged: {_reason(error)}; the run can't be used.") from error
+    return info
+
+
+def atomic_write(file: Path, text: str) -> None:
+    """Write beside, flush to disk, rename: a reader sees the old file or the new one, never half of it."""
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def _latest(task: str, concepts: list[str]) -> Run:
+    found: list[Run] = []
+    for file in OUTPUTS.glob("**/run.json"):
+        try:
+            found.append(Run(file.parent))
+        except UserError:
+            continue  # a damaged neighbour must not hide the good ones
+    of_concept = f" of {' and '.join(concepts)}" if concepts else ""
+    runs = [r for r in found if r.info.get("task") == task and set(concepts) <= set(r.info.get("concepts", []))]
+    done = [r for r in runs if r.status == "done"]
+    if done:
+        return max(done, key=lambda run: (str(run.info.get("finished")), run.folder.stat().st_mtime))
+    say = f"python -m cdiff task={task}" + (f" concept={','.join(concepts)}" if len(concepts) == 1 else "")
+    if not runs:
+        others = sorted({name for r in found if r.info.get("task") == task for name in r.info.get("concepts", [])})
+        hint = f"; there are runs of {', '.join(others)}" if others else f"; make one: {say}"
+        raise UserError(f"There is no finished {task} run{of_concept} under {OUTPUTS}/{hint}.")
+    newest = max(runs, key=lambda run: str(run.info.get("started")))
+    raise UserError(f"No {task} run{of_concept} under {OUTPUTS}/ is finished; the newest, {_state(newest)}.")
+
+
+def _named(folder: Path, task: str, finished: bool) -> Run:
+    run = Run(folder)
+    if run.info.get("task") != task:
+        raise UserError(f"{folder} is a run of task={run.info.get('task')}, not of task={task}.")
+    if finished and run.status != "done":
+        raise UserError(f"The run can't be used: {_state(run)}.")
+    return run
+
+
+def _state(run: Run) -> str:
+    """A half-sentence on a run that is not done."""
+    if run.status != "running":
+        reason, verb = run.info.get("reason"), "has" if run.status == "failed" else "was"
+        return f"{run.folder}, {verb} {run.status}" + (f" ({reason})" if reason else "")
+    if _alive(run.info):
+        return f"{run.folder}, is still running (process {run.info.get('pid')})"
+    return f"{run.folder}, was killed before it ended"
+
+
+def _alive(info: dict[str, Any]) -> bool:
+    if info.get("host") != socket.gethostname():
+        return True  # of another machine nothing is known
+    try:
+        os.kill(int(info["pid"]), 0)
+    except (ProcessLookupError, KeyError, TypeError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _claim(wanted: Path) -> Path:
+    """Make the folder, or take an empty one (Hydra makes those of a sweep); else try NAME-2, NAME-3, ..."""
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 1000):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            if folder.is_dir() and not any(folder.iterdir()):
+                return folder
+            if not folder.is_dir():
+                raise
+    raise FileExistsError(f"{wanted} and 999 more are taken")
+
+
+def _first_facts(cfg: Config, task: str) -> dict[str, Any]:
+    return {
+        "status": "running",
+        "task": task,
+        "concepts": list(cfg.concepts),
+        "method": cfg.method.name,
+        "model": cfg.model.name,
+        "seed": cfg.seed,
+        "device": cfg.device,
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "argv": sys.argv[1:],
+        "git": git_commit(),
+        "versions": versions(),
+        "timings": {},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that decide a result, without importing them."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of this code, "-dirty" behind it when files differ; None when the code is not in a git checkout."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(here), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # installed inside somebody else's checkout: not ours
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"Can't write the run's folder {folder}: {_reason(error)}; choose another one with output=DIR.")
+
+
+def _reason(error: BaseException) -> str:
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _json(info: dict[str, Any]) -> str:
+    return json.dumps(_plain(info), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: numbers of other libraries as numbers, NaN and infinity as null, the rest as text."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    if hasattr(value, "item") and not isinstance(value, float) and getattr(value, "ndim", 1) == 0:
+        value = value.item()
+        return _plain(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value)

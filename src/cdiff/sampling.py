@@ -1,0 +1,220 @@
+"""Prompts x seeds -> images, with diffusers' own pipeline around the parts in memory.
+
+An image depends on (base, adapter, prompt, seed, sampler) alone: it has its own generator, on the CPU, so neither the
+batch it was drawn in nor the device's random state changes it. What is left is rounding: matrix products of another
+batch size may differ in the last bits, seen as at most a few 255ths in few pixels in fp32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from PIL import Image
+from transformers.utils import logging as transformers_logging
+
+from cdiff.errors import UserError
+from cdiff.models import Base
+from cdiff.schema import SamplerConfig
+from cdiff.tokens import PromptEncoder
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+log = logging.getLogger("cdiff")
+
+SCHEDULERS = {"ddim": DDIMScheduler, "dpmpp": DPMSolverMultistepScheduler}
+DECODE_PIXELS = 4 * 512 * 512  # decoded at once: the VAE needs far more memory a pixel than the UNet
+TEXT_BATCH = 64
+
+Progress = Callable[[int], None]  # told the number of sampler steps just done
+
+
+@dataclass(frozen=True)
+class Request:
+    """One image to draw: `index` counts the images of its prompt, `seed` is the seed of its own generator."""
+
+    prompt: str
+    index: int
+    seed: int
+
+
+def image_seed(seed: int, prompt: str, index: int) -> int:
+    """The 32-bit seed of image `index` of a prompt under the run's seed: the same everywhere and in every order."""
+    key = f"{seed}\n{index}\n{prompt}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(key).digest()[:4], "big")
+
+
+def make_requests(prompts: Sequence[str], images_per_prompt: int, seed: int) -> list[Request]:
+    """`images_per_prompt` requests a prompt, prompts in order; a prompt listed twice is drawn once, since its images
+    would be the same."""
+    unique = list(dict.fromkeys(prompts))
+    if len(unique) < len(prompts):
+        log.warning("%d repeated prompts are drawn once", len(prompts) - len(unique))
+    return [Request(p, i, image_seed(seed, p, i)) for p in unique for i in range(images_per_prompt)]
+
+
+def make_sampler(base: Base, conf: SamplerConfig) -> DDIMScheduler | DPMSolverMultistepScheduler:
+    """The sampler named by `conf` on the noise schedule and prediction type of the base.
+
+    Raises:
+        UserError: unknown name, or more steps than the noise schedule has.
+    """
+    if conf.name not in SCHEDULERS:
+        raise UserError(f"sampler.name={conf.name} is unknown; choose one of {', '.join(SCHEDULERS)}.")
+    steps = base.scheduler.config.num_train_timesteps
+    if not 1 <= conf.steps <= steps:
+        raise UserError(f"sampler.steps={conf.steps} must lie between 1 and the {steps} steps of the noise schedule.")
+    return SCHEDULERS[conf.name].from_config(base.scheduler.config, clip_sample=False)
+
+
+def make_pipeline(base: Base, conf: SamplerConfig) -> StableDiffusionPipeline:
+    """diffusers' pipeline around the base's parts, without a safety checker."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # this import warns that torchvision is missing; nothing here needs it
+    try:
+        from diffusers import StableDiffusionPipeline
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    pipe = StableDiffusionPipeline(
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        unet=base.unet,
+        scheduler=make_sampler(base, conf),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@torch.no_grad()
+def sample(
+    base: Base,
+    requests: Sequence[Request],
+    conf: SamplerConfig,
+    encoder: PromptEncoder | None = None,
+    *,
+    resolution: int | None = None,
+    progress: Progress | None = None,
+) -> list[Image.Image]:
+    """Draw one image a request, in batches of `conf.batch_size`.
+
+    Args:
+        encoder: gives the prompts' hidden states, with token rows that are still training; null: the base's own table.
+        resolution: pixels of a side; null: what the UNet was trained at.
+        progress: told after each sampler step of a batch; `sampling_steps` of them in all.
+
+    Raises:
+        UserError: unknown sampler, or images that aren't finite (a precision the model can't take).
+    """
+    pipe = make_pipeline(base, conf)
+    device = base.unet.device
+    side = resolution or base.unet.config.sample_size * pipe.vae_scale_factor
+    shape = (base.unet.config.in_channels, side // pipe.vae_scale_factor, side // pipe.vae_scale_factor)
+    guided = conf.guidance_scale > 1
+
+    def after_step(_pipe: object, _step: int, _timestep: object, _tensors: dict) -> dict:
+        if progress is not None:
+            progress(1)
+        return {}
+
+    with _inference(base):
+        prompts = {request.prompt for request in requests} | {conf.negative_prompt}
+        embeds = _embed(prompts, encoder or PromptEncoder(base))
+        latents = []
+        for start in range(0, len(requests), conf.batch_size):
+            batch = requests[start : start + conf.batch_size]
+            generators = [torch.Generator().manual_seed(request.seed) for request in batch]
+            # Noise in fp32 whatever the precision, so that a seed means the same noise everywhere.
+            noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+            negative = embeds[conf.negative_prompt].expand(len(batch), -1, -1) if guided else None
+            latents += pipe(
+                prompt_embeds=torch.stack([embeds[request.prompt] for request in batch]),
+                negative_prompt_embeds=negative,
+                height=side,
+                width=side,
+                num_inference_steps=conf.steps,
+                guidance_scale=conf.guidance_scale,
+                eta=conf.eta,
+                generator=generators,
+                latents=noise.to(device),
+                output_type="latent",
+                callback_on_step_end=after_step,
+            ).images.unbind()
+        at_once = max(1, DECODE_PIXELS // side**2)
+        return [
+            image
+            for start in range(0, len(latents), at_once)
+            for image in decode(base, torch.stack(latents[start : start + at_once]))
+        ]
+
+
+def sampling_steps(requests: Sequence[Request], conf: SamplerConfig) -> int:
+    """How often `sample` will call its progress."""
+    return -(-len(requests) // conf.batch_size) * conf.steps
+
+
+def decode(base: Base, latents: torch.Tensor) -> list[Image.Image]:
+    """Latents (B, C, h, w) as the UNet sees them -> RGB images.
+
+    Raises:
+        UserError: when the pixels aren't finite.
+    """
+    config = base.vae.config
+    latents = latents.to(base.vae.dtype) / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+    pixels = base.vae.decode(latents, return_dict=False)[0].float()
+    if not pixels.isfinite().all():
+        raise UserError(
+            f"The model {base.path} drew images that aren't finite numbers; draw again with precision=fp32, "
+            "or train with a lower optimizer.learning_rate if that doesn't help."
+        )
+    levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return [Image.fromarray(image) for image in levels.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def _embed(prompts: set[str], encoder: PromptEncoder) -> dict[str, torch.Tensor]:
+    """Hidden states (L, D) of each prompt, each encoded once."""
+    ordered = sorted(prompts)
+    hidden: list[torch.Tensor] = []
+    for start in range(0, len(ordered), TEXT_BATCH):
+        hidden += encoder.encode_sample(ordered[start : start + TEXT_BATCH]).hidden.unbind()
+    return dict(zip(ordered, hidden, strict=True))
+
+
+@contextmanager
+def _inference(base: Base) -> Iterator[None]:
+    """Run the UNet in its own precision while latents and the sampler's arithmetic stay in fp32: in bf16 a hundred
+    small steps lose what they add. During training the trained weights are fp32 among half-precision ones: autocast.
+    """
+    unet = base.unet
+    weights = {parameter.dtype for parameter in unet.parameters()}
+    lowest = min(weights, key=lambda dtype: torch.finfo(dtype).bits)
+    mixed = torch.autocast(unet.device.type, lowest) if len(weights) > 1 else nullcontext()
+
+    def narrow(_unet: object, inputs: tuple, named: dict) -> tuple[tuple, dict]:
+        # The pipeline hands over embeddings in the text encoder's precision, which need not be the UNet's.
+        hidden = named["encoder_hidden_states"].to(lowest)
+        return (inputs[0].to(lowest), *inputs[1:]), named | {"encoder_hidden_states": hidden}
+
+    hooks = [
+        unet.register_forward_pre_hook(narrow, with_kwargs=True),
+        unet.register_forward_hook(lambda _unet, _inputs, output: (output[0].float(), *output[1:])),
+    ]
+    training = unet.training
+    unet.eval()
+    try:
+        with mixed:
+            yield
+    finally:
+        unet.train(training)
+        for hook in hooks:
+            hook.remove()

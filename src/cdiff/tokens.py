@@ -1,0 +1,210 @@
+"""New tokens: added to the tokenizer, trained as rows of their own, encoded beside a frozen vocabulary.
+
+The embedding table of the base is never touched while training. A prompt's embeddings are gathered from the frozen
+table and from the new rows, and handed to the text encoder in the table's place, so the gradient reaches the new
+rows and nothing else, at a cost that does not grow with the vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from cdiff.adapter import install_tokens
+from cdiff.errors import UserError
+
+if TYPE_CHECKING:
+    from cdiff.models import Base
+
+log = logging.getLogger("cdiff")
+
+FEATURES = ("eos", "release")
+
+
+class HasToken(Protocol):
+    """What adding a token needs to know of a concept (cdiff.concepts.Concept fits)."""
+
+    token: str
+    class_word: str
+    initializer: str
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Prompts after the text encoder: `hidden` (B, L, D) past the final layer norm, `ids` (B, L)."""
+
+    hidden: Tensor
+    ids: Tensor
+
+
+def add_tokens(base: Base, concepts: Iterable[HasToken]) -> nn.Parameter:
+    """Add each concept's token to the tokenizer; return its embeddings, (tokens, D) fp32, on the base's device.
+
+    A row starts from the embedding of `initializer`: "class_word" or any word or words. When these are several
+    tokens, the row is the mean of their embeddings. The table of the text encoder stays as it is: row i of the result
+    belongs to id `len(tokenizer) - tokens + i`.
+
+    Raises:
+        UserError: the vocabulary already has the token, two concepts share one, or the initializer has no embedding.
+    """
+    concepts = list(concepts)
+    if not concepts:
+        raise UserError("there is no concept to add a token for: choose one with concept=NAME.")
+    for concept in concepts:
+        check_new_token(base.tokenizer, concept.token)
+    tokens = [concept.token for concept in concepts]
+    if len(set(map(str.lower, tokens))) < len(tokens):
+        raise UserError(f"two concepts share a token ({', '.join(tokens)}): give each its own concept.token.")
+    rows = torch.stack([_initial_row(base, concept) for concept in concepts])
+    base.tokenizer.add_tokens(tokens)
+    return nn.Parameter(rows)
+
+
+def check_new_token(tokenizer, token: str) -> None:
+    """Refuse a token that the vocabulary already knows, as a word or as an added token (case does not matter)."""
+    added = {str(word).lower() for word in tokenizer.get_added_vocab()}
+    ids = tokenizer(token, add_special_tokens=False).input_ids
+    one_word = len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+    if token.lower() in added or token in tokenizer.get_vocab() or one_word:
+        raise UserError(f"the base model's vocabulary already has {token}; choose another with concept.token=NAME.")
+
+
+def _initial_row(base: Base, concept: HasToken) -> Tensor:
+    """The embedding a new token starts from, (D,) fp32."""
+    words = concept.class_word if concept.initializer == "class_word" else concept.initializer
+    ids = base.tokenizer(words, add_special_tokens=False).input_ids
+    if not ids or base.tokenizer.unk_token_id in ids:
+        raise UserError(
+            f"the initializer '{words}' of {concept.token} is not in the base model's vocabulary; "
+            "choose a known word with concept.initializer=WORD."
+        )
+    if len(ids) > 1:
+        log.info("%s starts from the mean of the %d tokens of '%s'", concept.token, len(ids), words)
+    table = base.text_encoder.get_input_embeddings().weight
+    return table[torch.tensor(ids, device=table.device)].detach().float().mean(dim=0)
+
+
+def write_rows(base: Base, rows: Tensor, tokens: Sequence[str]) -> None:
+    """Put trained rows (tokens, D) into the base's own embedding table, so that stock pipelines know the tokens.
+
+    The table grows as needed (its old rows stay bit-identical) and the rows take the base's dtype.
+    """
+    vectors = {token: row.detach() for token, row in zip(tokens, rows, strict=True)}
+    install_tokens(base.tokenizer, base.text_encoder, vectors, replace=True)
+
+
+class PromptEncoder:
+    """Encodes prompts with the frozen vocabulary and, while training, the new tokens' rows beside it.
+
+    `encode` keeps the gradient to the rows, `encode_sample` takes none, `constant` remembers what can't change.
+    After `write_rows` or `apply_adapter` the table holds the tokens: make an encoder without rows.
+    """
+
+    def __init__(self, base: Base, rows: Tensor | None = None) -> None:
+        self.tokenizer = base.tokenizer
+        self.text_encoder = base.text_encoder
+        self.device = base.device
+        self.rows = rows
+        self.table = base.text_encoder.get_input_embeddings().weight
+        self.table_name = next(n for n, p in base.text_encoder.named_parameters() if p is self.table)
+        self.first_new_id = len(base.tokenizer) - (0 if rows is None else rows.shape[0])
+        if self.first_new_id > self.table.shape[0]:
+            raise ValueError("the tokenizer has tokens that neither the table nor `rows` holds an embedding of")
+        self.length = min(base.tokenizer.model_max_length, base.text_encoder.config.max_position_embeddings)
+        self.bos_id = base.tokenizer.bos_token_id
+        self.eos_id = base.tokenizer.eos_token_id
+        self._tokenized: dict[str, list[int]] = {}
+        self._constants: dict[str, Encoded] = {}
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids (B, L) on the device, padded to the model's length; what does not fit is cut, with a warning."""
+        return torch.tensor([self._ids(prompt) for prompt in prompts], device=self.device)
+
+    def _ids(self, prompt: str) -> list[int]:
+        known = self._tokenized.get(prompt)
+        if known is not None:
+            return known
+        ids = self.tokenizer(prompt, verbose=False).input_ids
+        if self.eos_id not in ids[1:]:
+            raise ValueError(f"the tokenizer puts no end-of-text token (id {self.eos_id}) after '{prompt}'")
+        if len(ids) > self.length:
+            lost = self.tokenizer.decode(ids[self.length - 1 : -1]).strip()
+            log.warning("the prompt '%s' is too long for the text encoder: '%s' is cut off", prompt, lost)
+            ids = [*ids[: self.length - 1], self.eos_id]
+        self._tokenized[prompt] = ids + [self.tokenizer.pad_token_id] * (self.length - len(ids))
+        return self._tokenized[prompt]
+
+    def encode(self, *lists: Sequence[str]) -> list[Encoded]:
+        """Encode several lists of prompts in one pass of the text encoder; the gradient reaches the new rows."""
+        ids = self.tokenize([prompt for prompts in lists for prompt in prompts])
+        hidden = self._forward(ids)
+        sizes = [len(prompts) for prompts in lists]
+        return [Encoded(h, i) for h, i in zip(hidden.split(sizes), ids.split(sizes), strict=True)]
+
+    @torch.no_grad()
+    def encode_sample(self, prompts: Sequence[str]) -> Encoded:
+        """Encode prompts for sampling: no gradient, the rows as they are now."""
+        return self.encode(prompts)[0]
+
+    @torch.no_grad()
+    def constant(self, prompts: Sequence[str]) -> Encoded:
+        """Encode prompts without new tokens, once each: the class phrases of SPL, the empty prompt of guidance."""
+        for prompt in dict.fromkeys(prompts):
+            if prompt in self._constants:
+                continue
+            ids = self.tokenize([prompt])
+            if self.rows is not None and bool((ids >= self.first_new_id).any()):
+                raise ValueError(f"'{prompt}' holds a token that trains: it is not a constant")
+            self._constants[prompt] = Encoded(self._forward(ids), ids)
+        found = [self._constants[prompt] for prompt in prompts]
+        return Encoded(torch.cat([e.hidden for e in found]), torch.cat([e.ids for e in found]))
+
+    def feature(self, encoded: Encoded, kind: str = "eos") -> Tensor:
+        """One feature vector a prompt, (B, D). See `feature_positions` for `kind`."""
+        positions = feature_positions(encoded.ids, self.eos_id, kind)
+        return encoded.hidden[torch.arange(len(positions), device=positions.device), positions]
+
+    def _forward(self, ids: Tensor) -> Tensor:
+        """ids (B, L) -> hidden states (B, L, D) after the final layer norm.
+
+        The gathered embeddings stand in for the table and every position looks up its own row: the encoder takes no
+        embeddings directly, and a concatenated table would be copied, and differentiated, whole at every step.
+        """
+        positions = torch.arange(ids.numel(), device=ids.device).view_as(ids)
+        embeddings = self._embed(ids).flatten(0, 1)
+        output = functional_call(self.text_encoder, {self.table_name: embeddings}, (), {"input_ids": positions})
+        return output.last_hidden_state
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings (B, L, D) in the table's dtype: frozen rows from the table, new ones from `rows`."""
+        frozen = nn.functional.embedding(ids.clamp(max=self.table.shape[0] - 1), self.table)
+        if self.rows is None:
+            return frozen
+        index = (ids - self.first_new_id).clamp(min=0)
+        new = nn.functional.embedding(index, self.rows.to(self.table.dtype))
+        return torch.where((ids >= self.first_new_id).unsqueeze(-1), new, frozen)
+
+
+def eos_positions(ids: Tensor, eos_id: int) -> Tensor:
+    """The first end-of-text token of each row of ids (B, L), past the start. Stable Diffusion 1.5 pads with it too."""
+    return (ids[:, 1:] == eos_id).int().argmax(dim=1) + 1
+
+
+def feature_positions(ids: Tensor, eos_id: int, kind: str = "eos") -> Tensor:
+    """Where a prompt's feature is read, (B,).
+
+    `eos` is the paper's: the end-of-text token. `release` is the released code's: the largest token id, which is
+    what transformers' pooling does for a config with eos_token_id 2. A new token's id is above the end-of-text id, so
+    there the feature is read at the new token itself, before the class word.
+    """
+    if kind == "eos":
+        return eos_positions(ids, eos_id)
+    if kind == "release":
+        return ids.argmax(dim=1)
+    raise UserError(f"loss.spl_feature={kind} is not known: use {' or '.join(FEATURES)}.")

@@ -1,0 +1,223 @@
+"""What a dashboard gets is proven by reading its files back."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import struct
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cdiff import tracking
+from cdiff.errors import UserError
+from cdiff.runs import Run
+from cdiff.schema import Config, LoggerConfig
+from cdiff.tracking import NullTracker, TensorBoardTracker, WandbTracker, open_tracker, wandb_mode
+
+BLOCK = 32768  # of the LevelDB log that a .wandb file is
+
+
+@pytest.fixture(autouse=True)
+def wandb_apart(tmp_path, monkeypatch):
+    """wandb's own folders stay in the test's; nobody is logged in."""
+    for name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "wandb-home"))
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def new_run(logger: str, **settings) -> tuple[Config, Run]:
+    cfg = Config(logger=LoggerConfig(name=logger, **settings), output="outputs/train/dog/now")
+    return cfg, Run.start(cfg, "train")
+
+
+def picture() -> Image.Image:
+    return Image.new("RGB", (8, 8), (200, 30, 30))
+
+
+def use(tracker) -> None:
+    for step in (10, 20):
+        tracker.log({"loss/total": 1 / step, "lr": 2e-5}, step)
+    tracker.images("samples", [picture(), np.full((8, 8, 3), 128, np.uint8)], ["a dog", "a cat"], 20)
+    tracker.summary({"seconds": 12.5})
+    tracker.finish()
+
+
+def wandb_records(folder: Path) -> list:
+    """Every record of the one .wandb file below `folder`."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    [file] = folder.glob("wandb/*run-*/*.wandb")
+    data, position, records, parts = file.read_bytes(), 7, [], b""  # 7 bytes of wandb's header
+    while position + 7 <= len(data):
+        if BLOCK - position % BLOCK < 7:  # too little left of the block for a header: padding
+            position += BLOCK - position % BLOCK
+            continue
+        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        parts += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            records.append(Record.FromString(parts))
+            parts = b""
+    return records
+
+
+def history(records: list) -> list[dict]:
+    rows = []
+    for record in records:
+        if record.WhichOneof("record_type") == "history":
+            items = record.history.item
+            rows.append({(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in items})
+    return rows
+
+
+def test_wandb_offline_holds_what_was_logged(capfd):
+    cfg, run = new_run("wandb", project="studies", tags=["a"])
+    cfg.loss.spl_weight = 0.375
+    tracker = open_tracker(cfg, run)
+    assert isinstance(tracker, WandbTracker)
+    use(tracker)
+    records = wandb_records(run.folder)
+    rows = history(records)
+    scalars = [row for row in rows if "loss/total" in row]
+    assert [(row["step"], row["loss/total"], row["lr"]) for row in scalars] == [(10, 0.1, 2e-5), (20, 0.05, 2e-5)]
+    [pictures] = [row for row in rows if "samples/captions" in row]
+    assert pictures["samples/captions"] == ["a dog", "a cat"] and pictures["step"] == 20
+    files = [next(run.folder.glob(f"wandb/*run-*/files/{name}")) for name in pictures["samples/filenames"]]
+    assert Image.open(files[0]).convert("RGB").getpixel((4, 4)) == (200, 30, 30)
+    assert Image.open(files[1]).convert("RGB").getpixel((4, 4)) == (128, 128, 128)
+    [begun] = [record.run for record in records if record.WhichOneof("record_type") == "run"][:1]
+    assert begun.project == "studies" and list(begun.tags) == ["a"]
+    sent = {item.key: json.loads(item.value_json) for item in begun.config.update}
+    assert sent["loss"]["spl_weight"] == 0.375
+    assert any(record.WhichOneof("record_type") == "exit" for record in records), "the run was not closed"
+    shown = capfd.readouterr()
+    assert "wandb" not in shown.out + shown.err, "wandb talks"
+
+
+@pytest.mark.parametrize("logger", ["none", "tensorboard", "wandb"])
+def test_events_hold_everything_whatever_the_logger(logger):
+    cfg, run = new_run(logger)
+    use(open_tracker(cfg, run))
+    events = [json.loads(line) for line in (run.folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [e["loss/total"] for e in events if e["event"] == "scalars"] == [0.1, 0.05]
+    assert [e["captions"] for e in events if e["event"] == "images"] == [["a dog", "a cat"]]
+    assert [e["seconds"] for e in events if e["event"] == "summary"] == [12.5]
+
+
+def test_tensorboard_holds_what_was_logged():
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    cfg, run = new_run("tensorboard")
+    tracker = open_tracker(cfg, run)
+    assert isinstance(tracker, TensorBoardTracker)
+    use(tracker)
+    read = EventAccumulator(str(run.folder / "tensorboard"))
+    read.Reload()
+    scalars = read.Scalars("loss/total")
+    assert [(scalar.step, round(scalar.value, 6)) for scalar in scalars] == [(10, 0.1), (20, 0.05)]
+    assert len(read.Tags()["images"]) == 2
+
+
+@pytest.mark.parametrize("module", ["wandb", "torch.utils.tensorboard"])
+def test_a_missing_package_is_one_warning_and_no_stop(module, monkeypatch, caplog):
+    real = builtins.__import__
+
+    def without(name, *rest, **named):
+        if name == module:
+            raise ImportError(f"No module named {module!r}")
+        return real(name, *rest, **named)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    cfg, run = new_run("wandb" if module == "wandb" else "tensorboard")
+    tracker = open_tracker(cfg, run)
+    use(tracker)
+    assert isinstance(tracker, NullTracker)
+    assert len(caplog.records) == 1 and "nothing goes to a dashboard" in caplog.text
+
+
+def stand_in_wandb(monkeypatch, init) -> None:
+    fake = SimpleNamespace(init=init, Settings=lambda **_: None, Image=lambda image, caption: image)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+
+
+class Session:
+    """Of wandb, with a network that fails after the first record."""
+
+    def __init__(self) -> None:
+        self.records, self.summary, self.closed = [], {}, False
+
+    def define_metric(self, *_, **__) -> None: ...
+
+    def log(self, record) -> None:
+        if self.records:
+            raise ConnectionError("the network is gone")
+        self.records.append(record)
+
+    def finish(self, quiet=None) -> None:
+        self.closed = True
+
+
+def test_an_unreachable_wandb_is_kept_offline(monkeypatch, caplog):
+    modes = []
+
+    def init(mode, **_):
+        modes.append(mode)
+        if mode == "online":
+            raise ConnectionError("no route to host")
+        return Session()
+
+    stand_in_wandb(monkeypatch, init)
+    cfg, run = new_run("wandb", mode="online")
+    assert isinstance(open_tracker(cfg, run), WandbTracker)
+    assert modes == ["online", "offline"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "wandb could not go online (no route to host): the run is kept offline."
+    ]
+
+
+def test_a_dashboard_that_breaks_later_warns_once_and_is_still_closed(monkeypatch, caplog):
+    session = Session()
+    stand_in_wandb(monkeypatch, lambda **_: session)
+    cfg, run = new_run("wandb")
+    tracker = open_tracker(cfg, run)
+    use(tracker)
+    assert len(session.records) == 1 and session.closed
+    assert len(caplog.records) == 1 and "the network is gone" in caplog.text
+    assert (run.folder / "events.jsonl").read_text(encoding="utf-8").count("scalars") == 2
+
+
+@pytest.mark.parametrize("logger", ["wandb", "tensorboard"])
+def test_float_pictures_are_refused_since_they_would_be_black(logger, monkeypatch):
+    stand_in_wandb(monkeypatch, lambda **_: Session())
+    cfg, run = new_run(logger)
+    with pytest.raises(TypeError, match="uint8"):
+        open_tracker(cfg, run).images("samples", [np.zeros((8, 8, 3))], ["a dog"], 1)
+
+
+def test_the_mode_of_wandb(tmp_path, monkeypatch):
+    assert wandb_mode("auto") == "offline"
+    assert wandb_mode("online") == "online"
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password not-a-key\n", encoding="utf-8")
+    assert wandb_mode("auto") == "online"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://elsewhere.example")
+    assert wandb_mode("auto") == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "not-a-key")
+    assert wandb_mode("auto") == "online"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert wandb_mode("auto") == "offline"
+    monkeypatch.setenv("WANDB_MODE", "oflline")
+    with pytest.raises(UserError, match="WANDB_MODE=oflline is unknown"):
+        wandb_mode("auto")
+
+
+def test_disabled_wandb_is_no_tracker(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    cfg, run = new_run("wandb")
+    assert type(open_tracker(cfg, run)) is tracking.NullTracker

@@ -1,0 +1,25 @@
+"""A tiny training job: generated pictures and the words of its command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+
+def draw_pictures(folder: Path, count: int = 3) -> Path:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        image = Image.new("RGB", (80 + 10 * number, 72), (200, 220, 90 + 30 * number))
+        ImageDraw.Draw(image).ellipse((15 + 4 * number, 15, 60, 60), fill=(150, 90, 40))
+        image.save(folder / f"{number}.png")
+    return folder
+
+
+def words(model: Path, pictures: Path | None = None) -> list[str]:
+    """The command line of a tiny job."""
+    found = ["model=sd15", f"model.path={model}", "model.resolution=64", "logger=none", "device=cpu", "sampler.steps=3"]
+    if pictures is not None:
+        found += ["task=train", "concept=folder", f"concept.images={pictures}", "concept.class_word=dog"]
+        found += ["train.steps=4", "train.log_every=2", "optimizer.learning_rate=2e-3"]
+    return found
