@@ -91,6 +91,9 @@ def test_adapter_makes_a_stock_pipeline_draw_as_tuned(tuned, sd15_folder):
 
 def test_works_without_peft(adapter_folder, sd15_folder):
     """The same in a process where PEFT can't be imported; the package itself never asks for it."""
+    lora = adapter_folder.parent / "pytorch_lora_weights.safetensors"
+    sides = {"down": torch.full((2, 16), 3.0), "up": torch.ones(16, 2)}
+    save_file({f"unet.{LAYER}.to_q.lora.{side}.weight": tensor for side, tensor in sides.items()}, lora)
     code = f"""
         import sys
         sys.modules["peft"] = None
@@ -109,6 +112,9 @@ def test_works_without_peft(adapter_folder, sd15_folder):
         adapter = load_adapter({str(adapter_folder)!r})
         apply_adapter(base, adapter)
         assert torch.equal(base.unet.get_parameter({LAYER + ".to_k.weight"!r}), adapter.unet[{KEY!r}])
+        before = base.unet.get_parameter({LAYER + ".to_q.weight"!r}).clone()
+        apply_adapter(base, load_adapter({str(lora)!r}))
+        torch.testing.assert_close(base.unet.get_parameter({LAYER + ".to_q.weight"!r}), before + 6)  # rank 2 x 3 x 1
         print("peft", is_peft_available())
     """
     environment = {**os.environ, "PYTHONPATH": str(Path(cdiff.__file__).parents[1])}
@@ -178,6 +184,21 @@ def test_bin_files_of_diffusers_and_the_release(adapter_folder, sd15_folder, tmp
     single = load_adapter(folder / f"{UNET_FILE}.bin")
     assert single.unet.keys() == weights.keys() and not single.tokens
     assert load_adapter(folder / "<new1>.bin").tokens.keys() == {"<new1>"}
+
+
+def test_bin_files_with_queries_and_outputs(sd15, sd15_folder, tmp_path):
+    """`crossattn`, as diffusers' example saves it: a pickle with to_q and to_out beside K and V."""
+    base, folder = tune(sd15, tmp_path, "crossattn")
+    weights = load_file(folder / f"{UNET_FILE}.safetensors")
+    file = tmp_path / f"{UNET_FILE}.bin"
+    torch.save(weights, file)
+    loaded = fresh(sd15_folder)
+    apply_adapter(loaded, load_adapter(file))
+    assert all(torch.equal(p, base.unet.get_parameter(name)) for name, p in loaded.unet.named_parameters())
+    for part in ("to_out_custom_diffusion.0.bias", "to_q_custom_diffusion.weight"):
+        torch.save({name: t for name, t in weights.items() if name != f"{LAYER}.processor.{part}"}, file)
+        with pytest.raises(UserError, match=f"lacks {LAYER}.processor.{part}"):
+            apply_adapter(fresh(sd15_folder), load_adapter(file))
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -303,18 +324,19 @@ BAD_TOKENS = ["../<new1>", "a/b", "..", "", "<new 1>", "a\\b", ".hidden", "C:x",
 @pytest.mark.parametrize("token", BAD_TOKENS)
 def test_a_token_can_not_leave_the_folder(tmp_path, token):
     with pytest.raises(UserError, match="can't be a token"):
-        save_adapter(tmp_path / "adapter", {}, {token: torch.zeros(4)}, {})
-    assert list(tmp_path.iterdir()) == []
+        save_adapter(tmp_path / "runs" / "adapter", {}, {token: torch.zeros(4)}, {})
+    assert not (tmp_path / "runs").exists()
 
 
 def test_saving_is_all_or_nothing(tmp_path, monkeypatch):
+    tmp_path = tmp_path / "run"
     folder = save_adapter(tmp_path / "adapter", {}, {"<new1>": torch.ones(4)}, {"step": 1})
 
     def full_disk(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("cdiff.adapter.save_file", full_disk)
+        patch.setattr("cdiff.adapter.writing.save_file", full_disk)
         with pytest.raises(UserError, match="No space left"):
             save_adapter(folder, {}, {"<new1>": torch.zeros(4)}, {"step": 2})
     rename = os.rename

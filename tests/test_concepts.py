@@ -84,11 +84,25 @@ def test_class_word_and_initializer(tmp_path):
     assert two.initializer == "ktn"
     (three,) = resolve_concepts(config(a=folder_concept(tmp_path, initializer="class_word")))
     assert three.initializer == "dog"
+    (four,) = resolve_concepts(config(a=folder_concept(tmp_path, "random")))
+    assert four.initializer == "class_word"  # the word itself, not the draw
     for missing in (None, "", "  "):
         with pytest.raises(UserError, match=r"concept\.class_word=dog"):
             resolve_concepts(config(a=folder_concept(tmp_path, missing)))
     with pytest.raises(UserError, match="plain words"):
         resolve_concepts(config(a=folder_concept(tmp_path, "<new1> dog")))
+
+
+def test_rare_initializers_go_by_the_order_of_the_concepts(tmp_path):
+    chosen = {f"c{i}": folder_concept(tmp_path, initializer="cat" if i == 1 else None) for i in range(8)}
+    cfg = config(**chosen)
+    cfg.method.initializer = "rare"
+    found = [concept.initializer for concept in resolve_concepts(cfg)]
+    assert found[:3] == ["ktn", "cat", "ucd"] and len(set(found)) == 8
+    cfg.concept.initializer = "random"
+    assert {concept.initializer for concept in resolve_concepts(cfg)} == {"random"}
+    with pytest.raises(UserError, match="words for 8 concepts"):
+        resolve_concepts(config(override=ConceptConfig(initializer="rare"), **chosen, c8=chosen["c0"]))
 
 
 def test_overrides(tmp_path):
@@ -203,3 +217,9 @@ def test_parquet_with_subsets_and_labels(tmp_path, monkeypatch):
     assert concepts._download(str(source), "dog", None) == stored["dog"]
     with pytest.raises(UserError, match=r"can't be used.*owner/name:subset"):
         concepts._download(str(source), "horse", None)
+
+
+@pytest.mark.parametrize("token", ["photo", "<photo>", "The"])
+def test_a_token_named_like_a_word_of_prompts_is_refused(token):
+    with pytest.raises(UserError, match="word that prompts use"):
+        normalize_token(token)

@@ -14,6 +14,8 @@ from cdiff.schema import Config
 NEEDS = {
     ("concept", "folder"): ["concept.images=photos", "concept.class_word=dog"],
     ("task", "pretrain"): ["pretrain.stage=vae"],
+    ("task", "merge"): ["runs=[a,b]"],
+    ("prior", "folder"): ["prior.images=dogs"],
 }
 
 
@@ -64,6 +66,18 @@ def test_the_root_sets_every_setting_of_the_schema():
         (["method=custom_diffusion"], "loss.spl_weight", 0.0),
         (["method=custom_diffusion", "loss=spl"], "loss.spl_weight", 1.0),
         (["method=custom_diffusion", "loss.spl_weight=0.5"], "loss.spl_weight", 0.5),
+        (["method=dreambooth"], "loss.spl_weight", 0.0),
+        (["method=dreambooth", "loss.spl_weight=1"], "loss.spl_weight", 1.0),
+        (["method=textual_inversion", "loss=spl"], "loss.spl_weight", 1.0),
+        (["method=lora", "loss=spl", "method.train_token=true"], "loss.spl_weight", 1.0),
+        (["method=lora", "method.targets=[attn2.to_k]"], "method.targets", ["attn2.to_k"]),
+        (["method=textual_inversion", "model=sd15"], "optimizer.learning_rate", 5e-4),  # as published
+        (["method=textual_inversion", "model=sd15"], "train.steps", 3000),
+        (["method=dreambooth", "model=sd15"], "optimizer.learning_rate", 5e-6),
+        (["method=dreambooth", "model=sd15"], "train.steps", 1000),
+        (["method=lora", "model=sd15"], "optimizer.learning_rate", 1e-4),
+        (["method=lora", "model=sd15"], "train.steps", 800),
+        (["method=lora", "train.steps=9", "optimizer.learning_rate=1e-3"], "train.steps", 9),
         (["model=sd15"], "model.resolution", 512),
         (["model=sd15"], "train.steps", 500),
         (["model=sd15"], "optimizer.learning_rate", 1e-5),

@@ -10,7 +10,7 @@ import pytest
 from cdiff.checks import CHOICES, RANGES, check, value_at
 from cdiff.convert import all_keys, key_exists, to_config, to_dict
 from cdiff.errors import UserError
-from cdiff.schema import ConceptConfig, Config
+from cdiff.schema import ConceptConfig, Config, MethodConfig
 from cdiff.suggest import nearest_key
 
 
@@ -79,6 +79,18 @@ def test_everything_wrong_is_told_at_once():
     [
         ({"method.train_token": False}, "loss.spl_weight needs method.train_token=true"),
         ({"method.train_token": False, "method.train_unet": "none", "loss.spl_weight": 0.0}, "Nothing would train"),
+        (
+            {"method.name": "lora", "method.train_unet": "lora", "method.train_token": False},
+            "by themselves: class_diff",
+        ),
+        ({"method.name": "dreambooth", "method.train_unet": "all", "method.train_token": False}, "new tokens only"),
+        ({"method.name": "dreambooth"}, "method=dreambooth takes method.train_unet=all, got crossattn_kv"),
+        ({"method.train_unet": "lora"}, "got lora; method=lora trains that"),
+        ({"method.train_text_encoder": True}, "works with method=dreambooth alone"),
+        ({"method.targets": ["to_q", "conv_in"]}, "method.targets=conv_in is no layer of an attention"),
+        ({"method.name": "lora", "method.train_unet": "lora", "method.targets": []}, "method.targets is empty"),
+        ({"method.rank": 0}, "method.rank must be from 1"),
+        ({"method.initializer": " "}, "method.initializer is empty"),
         ({"lr_schedule.warmup_steps": 5}, "lr_schedule=constant has no warm-up"),
         ({"lr_schedule.name": "cosine", "lr_schedule.warmup_steps": 500}, "must be below train.steps"),
         ({"sampler.eta": 1.0}, "sampler=ddim alone"),
@@ -99,6 +111,26 @@ def test_what_must_hold_between_the_parts(changes, words):
     for key, value in changes.items():
         put(config, key, value)
     assert words in mistakes(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "train_unet", "train_token", "text", "spl", "trains"),
+    [
+        ("class_diffusion", "crossattn_kv", True, False, 1.0, True),
+        ("custom_diffusion", "crossattn", True, False, 0.0, True),
+        ("textual_inversion", "none", True, False, 1.0, True),
+        ("dreambooth", "all", None, False, 0.0, False),
+        ("dreambooth", "all", None, False, 1.0, True),
+        ("dreambooth", "all", None, True, 0.0, True),
+        ("lora", "lora", False, False, 0.0, False),
+        ("lora", "lora", True, False, 1.0, True),
+    ],
+)
+def test_any_method_whose_token_trains_may_carry_spl(name, train_unet, train_token, text, spl, trains):
+    config = put(good(), "loss.spl_weight", spl)
+    config.method = MethodConfig(name, train_unet, train_token, train_text_encoder=text)
+    check(config)
+    assert config.method.trains_token(spl) == trains
 
 
 def test_two_concepts_share_neither_token_nor_pictures():

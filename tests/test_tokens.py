@@ -5,6 +5,8 @@ import torch
 from tiny import VOCABULARY, TinyConcept
 
 from cdiff.errors import UserError
+from cdiff.models import load_base
+from cdiff.schema import ModelConfig
 from cdiff.tokens import PromptEncoder, add_tokens, eos_positions, feature_positions, write_rows
 
 PROMPT = "a photo of a <new1> dog"
@@ -38,6 +40,38 @@ def test_initial_rows(sd15):
     torch.testing.assert_close(rows[2], one["red</w>"])
     assert sd15.tokenizer.convert_tokens_to_ids(["<new1>", "<new2>", "<new3>"]) == [49408, 49409, 49410]
     assert torch.equal(sd15.text_encoder.get_input_embeddings().weight, table)
+
+
+def test_the_mean_of_several_words_and_of_what_the_vocabulary_calls_rare(sd15, monkeypatch):
+    table = sd15.text_encoder.get_input_embeddings().weight.detach().clone()
+    monkeypatch.setattr("cdiff.tokens.RARE_TOKENS", ("tea",))  # an entry without a word's end, as ktn is in CLIP
+
+    def of(*pieces):
+        return table[sd15.tokenizer.convert_tokens_to_ids(list(pieces))].mean(dim=0)
+
+    wanted = {
+        "dog, cat": (of("dog</w>") + of("cat</w>")) / 2,
+        "dog cat": (of("dog</w>") + of("cat</w>")) / 2,
+        "teapot, dog": (of("tea", "pot</w>") + of("dog</w>")) / 2,  # words count alike, however many tokens they are
+        "tea": of("tea"),
+        "zzz": of("z", "z", "z</w>"),
+    }
+    rows = add_tokens(sd15, [TinyConcept(f"<new{i}>", "dog", text) for i, text in enumerate(wanted)])
+    for row, expected in zip(rows, wanted.values(), strict=True):
+        torch.testing.assert_close(row.detach(), expected)
+
+
+def test_a_random_start_is_seeded_and_looks_like_the_table(sd15_folder):
+    def draw(seed, count=1):
+        base = load_base(ModelConfig(path=str(sd15_folder)), torch.float32, "cpu")
+        with torch.no_grad():
+            base.text_encoder.get_input_embeddings().weight.mul_(3).add_(2)
+        return add_tokens(base, [TinyConcept(f"<new{i}>", "dog", "random") for i in range(count)], seed).detach()
+
+    rows = draw(0, 40)
+    assert torch.equal(draw(0), rows[:1]) and not torch.equal(draw(1), rows[:1])
+    assert not torch.equal(rows[0], rows[1])
+    assert abs(rows.mean() - 2) < 0.2 and abs(rows.std() - 1.5) < 0.15
 
 
 @pytest.mark.parametrize("token", ["dog", "<|endoftext|>", "photo"])

@@ -8,24 +8,27 @@ from collections.abc import Callable
 from typing import Any
 
 from cdiff.errors import UserError
-from cdiff.schema import TASKS, ConceptConfig, Config
+from cdiff.schema import METHODS, METRICS, TASKS, ConceptConfig, Config
 from cdiff.suggest import did_you_mean
 
 CHOICES = {
     "task": TASKS,
     "precision": ("auto", "fp32", "fp16", "bf16"),
     "model.world": ("pocket", "photo"),
-    "method.name": ("class_diffusion", "custom_diffusion"),
-    "method.train_unet": ("crossattn_kv", "crossattn", "none"),
+    "method.name": tuple(METHODS),
+    "method.train_unet": tuple(dict.fromkeys(name for names in METHODS.values() for name in names)),
+    "method.save_precision": ("fp32", "fp16"),
     "loss.spl_feature": ("eos", "release"),
-    "prior.name": ("none",),
+    "prior.name": ("none", "generated", "folder"),
     "optimizer.name": ("adamw",),
     "lr_schedule.name": ("constant", "constant_with_warmup", "linear", "cosine"),
     "sampler.name": ("ddim", "dpmpp"),
+    "metrics.dino_preprocessing": ("auto", "dino", "folder"),
+    "evaluate.prompt_rule": ("drop", "keep", "class"),
     "logger.name": ("wandb", "tensorboard", "none"),
     "logger.mode": ("auto", "online", "offline"),
 }
-THEN = ("sample",)
+THEN = ("sample", "evaluate")
 MAX_SEED = 2**63 - 1
 
 Rule = tuple[Callable[[float], bool], str]
@@ -45,9 +48,12 @@ BETA: Rule = ((lambda x: 0 <= x < 1), "at least 0 and below 1")
 RANGES: dict[str, Rule] = {
     "seed": between(0, MAX_SEED),
     "images_per_prompt": between(1, 10_000),
+    "method.rank": between(1, 4096),
+    "method.alpha": ABOVE_0,
     "loss.spl_weight": at_least(0),
     "loss.prior_weight": at_least(0),
     "prior.count": at_least(1),
+    "prior.seed": between(0, MAX_SEED),
     "train.steps": at_least(1),
     "train.batch_size": at_least(1),
     "train.gradient_accumulation_steps": at_least(1),
@@ -74,9 +80,17 @@ RANGES: dict[str, Rule] = {
     "sampler.guidance_scale": between(0, 100),
     "sampler.eta": between(0, 1),
     "sampler.batch_size": at_least(1),
+    "sampler.token_adjust.alpha": between(0, 1),
+    "sampler.token_adjust.beta": ABOVE_0,
+    "metrics.batch_size": at_least(1),
+    "metrics.workers": between(0, 256),
+    "protocol.images_per_prompt": between(1, 10_000),
+    "evaluate.max_bad_share": between(0, 1),
+    "evaluate.resamples": between(100, 1_000_000),
     "pretrain.pictures": at_least(1),
     "pretrain.workers": at_least(0),
     "pretrain.minutes": ABOVE_0,
+    "pretrain.deadline": ABOVE_0,
 }
 
 
@@ -85,6 +99,9 @@ def check(config: Config) -> None:
     mistakes = [*_choices(config), *_ranges(config), *_texts(config)]
     if config.task == "train":
         mistakes += [*_training(config), *_concepts(config)]
+    mistakes += _evaluation(config)
+    if config.task == "merge":
+        mistakes += _merging(config)
     if config.task == "pretrain" and config.pretrain.stage is None:
         mistakes.append("task=pretrain needs the stage to make: pretrain.stage=NAME.")
     if mistakes:
@@ -107,6 +124,10 @@ def _choices(config: Config) -> list[str]:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device):
         choices = ("auto", "cpu", "cuda", "cuda:0", "mps")
         mistakes.append(f"device={config.device} is unknown; {did_you_mean(config.device, choices)}")
+    metrics = list(dict.fromkeys([*METRICS, *METRICS.values()]))
+    for name in config.metrics.names:
+        if name not in metrics:
+            mistakes.append(f"metrics.names={name} is unknown; {did_you_mean(name, metrics)}")
     for task in config.train.then:
         if task not in THEN:
             mistakes.append(f"train.then={task} is unknown; {did_you_mean(task, THEN)}")
@@ -154,16 +175,95 @@ def _texts(config: Config) -> list[str]:
 
 def _training(config: Config) -> list[str]:
     mistakes = []
-    method, schedule = config.method, config.lr_schedule
-    if method.train_unet == "none" and not method.train_token:
-        mistakes.append("Nothing would train: set method.train_unet=crossattn_kv or method.train_token=true.")
-    if config.loss.spl_weight > 0 and not method.train_token:
-        mistakes.append("loss.spl_weight needs method.train_token=true: its gradient reaches the new token only.")
+    schedule = config.lr_schedule
+    mistakes += _method(config)
+    mistakes += _prior(config)
     if schedule.name == "constant" and schedule.warmup_steps:
         mistakes.append("lr_schedule=constant has no warm-up; choose lr_schedule=constant_with_warmup.")
     if schedule.name != "constant" and schedule.warmup_steps >= config.train.steps:
         steps = f"{schedule.warmup_steps} and {config.train.steps}"
         mistakes.append(f"lr_schedule.warmup_steps must be below train.steps, got {steps}.")
+    return mistakes
+
+
+def _method(config: Config) -> list[str]:
+    """What a method trains, and whether the losses and settings asked for have anything to work on."""
+    method, spl_weight = config.method, config.loss.spl_weight
+    mistakes = []
+    fitting = METHODS.get(method.name, ())
+    if fitting and method.train_unet not in fitting:
+        others = [name for name, selections in METHODS.items() if method.train_unet in selections]
+        hint = f"; method={others[0]} trains that" if others else ""
+        mistakes.append(
+            f"method={method.name} takes method.train_unet={' or '.join(fitting)}, got {method.train_unet}{hint}."
+        )
+    trains_token = method.trains_token(spl_weight)
+    if method.train_unet == "none" and not trains_token:
+        mistakes.append("Nothing would train: set method.train_unet=crossattn_kv or method.train_token=true.")
+    if spl_weight > 0 and not trains_token:
+        having = ", ".join(name for name in METHODS if name != "lora")
+        mistakes.append(
+            "loss.spl_weight needs method.train_token=true: its gradient reaches new tokens only, and this "
+            f"{method.name} trains none (methods that do by themselves: {having})."
+        )
+    if method.train_text_encoder and method.name != "dreambooth":
+        mistakes.append(f"method.train_text_encoder=true works with method=dreambooth alone, not with {method.name}.")
+    for target in method.targets:
+        if not re.fullmatch(r"(attn[12]\.)?(to_[qkv]|to_out\.0)", target):
+            mistakes.append(
+                f"method.targets={target} is no layer of an attention: use to_q, to_k, to_v, to_out.0, with attn1. or "
+                "attn2. before it for one kind of attention alone."
+            )
+    if method.name == "lora" and not method.targets:
+        mistakes.append("method.targets is empty: name the layers that a LoRA is for, such as to_k and to_v.")
+    if not method.initializer.strip():
+        mistakes.append("method.initializer is empty: say class_word, rare, random or any word.")
+    return mistakes
+
+
+def _prior(config: Config) -> list[str]:
+    prior = config.prior
+    mistakes = []
+    if prior.name == "folder" and not (prior.images or "").strip():
+        mistakes.append("prior=folder needs the folder of class images: prior.images=DIR.")
+    if prior.name != "folder" and prior.images is not None:
+        mistakes.append(f"prior.images={prior.images} works with prior=folder alone, not with prior={prior.name}.")
+    if prior.name != "generated" and prior.captions is not None:
+        mistakes.append(f"prior.captions={prior.captions} works with prior=generated alone, not with {prior.name}.")
+    if prior.captions is not None and prior.prompt is not None:
+        mistakes.append("Give prior.prompt or prior.captions, not both.")
+    if prior.prompt is not None and not prior.prompt.strip():
+        mistakes.append("prior.prompt is empty.")
+    return mistakes
+
+
+def _evaluation(config: Config) -> list[str]:
+    conf, mistakes = config.evaluate, []
+    if conf.objective not in METRICS:
+        mistakes.append(f"evaluate.objective={conf.objective} is unknown; {did_you_mean(conf.objective, METRICS)}")
+    if conf.name is not None and not re.fullmatch(r"\w[\w.-]*", conf.name):
+        mistakes.append(f"evaluate.name may hold letters, digits, '.', '_' and '-' only, got '{conf.name}'.")
+    for key in ("prompts", "live", "object", "joint"):
+        prompts = getattr(config.protocol, key)
+        mistakes += [f"protocol.{key}[{i}] is empty." for i, prompt in enumerate(prompts) if not prompt.strip()]
+    folders = config.references if isinstance(config.references, list) else [config.references]
+    if config.references is not None and not (folders and all(isinstance(f, str) and f.strip() for f in folders)):
+        mistakes.append(f"references must be a folder of pictures or a list of them, got {config.references!r}.")
+    if config.images is not None and not config.images.strip():
+        mistakes.append("images is empty: images=DIR.")
+    return mistakes
+
+
+def _merging(config: Config) -> list[str]:
+    runs = config.runs
+    mistakes = []
+    if len(runs) < 2:
+        mistakes.append(f"task=merge needs two runs or more, got {len(runs)}: runs=[FOLDER,FOLDER].")
+    mistakes += [f"runs[{i}] is empty." for i, run in enumerate(runs) if not run.strip()]
+    mistakes += [f"runs names {run} twice." for run in dict.fromkeys(runs) if run.strip() and runs.count(run) > 1]
+    for i, prompt in enumerate(config.merge.prompts):
+        if "{}" not in prompt:
+            mistakes.append(f"merge.prompts[{i}] has no {{}} for the concept: '{prompt}'.")
     return mistakes
 
 

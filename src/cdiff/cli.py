@@ -32,7 +32,7 @@ def _main(argv: list[str]) -> int:
     if "--help" in flags:
         from cdiff.cli_help import help_page
 
-        console.stdout().print(help_page(*config_dirs), soft_wrap=False)
+        console.stdout().print(help_page(*config_dirs), soft_wrap=False, crop=False)
         return 0
     from cdiff.overrides import read_overrides
     from cdiff.sweep import plain_hydra, sweep

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from cdiff.schema import Config
 
-READS_A_RUN = ("sample",)
+READS_A_RUN = ("sample", "evaluate")
 NO_RUN = "base"  # run=base: the untouched base model
 
 
@@ -64,11 +64,26 @@ def to_checked_config(composed: DictConfig) -> Config:
 
 def adopt_run(config: Config, words: list[str]) -> None:
     """A task that uses a training run takes its concepts, and its model and method where no word says otherwise."""
+    if config.task == "merge":
+        return _adopt_first(config, words)
     if config.task not in READS_A_RUN or not isinstance(config.run, str) or config.run == NO_RUN:
         return
+    if config.task == "evaluate" and (config.images or runs.is_sweep(config.run)):
+        return  # images of nobody's run, or many runs, each with a model and concepts of its own
     run = runs.find_run(config.run, concept=list(config.concepts))
     past = run.config()
     config.run, config.concept, config.concepts = str(run.folder), past.concept, past.concepts
+    _adopt_groups(config, past, words)
+
+
+def _adopt_first(config: Config, words: list[str]) -> None:
+    """Merged runs share a base: the first one's model and method are taken. A bare adapter's folder has no settings."""
+    folder = Path(config.runs[0])
+    if not folder.is_dir() or (folder / "run.json").is_file():
+        _adopt_groups(config, runs.find_run(config.runs[0]).config(), words)
+
+
+def _adopt_groups(config: Config, past: Config, words: list[str]) -> None:
     chosen = {word.partition("=")[0].lstrip("+") for word in words}
     for group in ("model", "method"):
         if group not in chosen:

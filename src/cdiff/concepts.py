@@ -18,6 +18,8 @@ from cdiff.errors import UserError
 from cdiff.schema import ConceptConfig, Config
 
 TOKEN_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# Rare entries of CLIP's vocabulary, for `initializer: rare`: the release's three, then others of their kind.
+RARE_TOKENS = ("ktn", "pll", "ucd", "kcr", "wcc", "dsb", "ttr", "pbb")
 HUB_SOURCE = re.compile(  # owner/name@revision:subset
     r"(?P<dataset>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[A-Za-z0-9][\w./-]*))?(:(?P<subset>[\w.-]+))?"
 )
@@ -28,7 +30,7 @@ class Concept:
     name: str
     token: str  # "<new1>"
     class_word: str  # "dog", or several words: "stuffed animal"
-    initializer: str  # the text whose embedding the token starts from
+    initializer: str  # the text whose embedding the token starts from, or "random"
     folder: Path  # of its pictures
 
 
@@ -49,12 +51,19 @@ def resolve_concepts(cfg: Config) -> list[Concept]:
     class_words = {name: _class_word(name, conf) for name, conf in merged.items()}
     _refuse_tokens_that_are_words(tokens, class_words)
     concepts = []
-    for name, conf in merged.items():
+    for place, (name, conf) in enumerate(merged.items()):
         word = class_words[name]
-        initializer = (conf.initializer or "").strip() or "class_word"
+        initializer = _initializer((conf.initializer or "").strip() or cfg.method.initializer, word, place)
         folder = _images_folder(name, conf, cfg.model.world)
-        concepts.append(Concept(name, tokens[name], word, word if initializer == "class_word" else initializer, folder))
+        concepts.append(Concept(name, tokens[name], word, initializer, folder))
     return concepts
+
+
+# A token of such a name would be written into every prompt that says the word (`expand_prompt`).
+PROMPT_WORDS = frozenset(
+    "a an and at by close depiction far for from good image in is it my nice of on one photo picture rendering small "
+    "the this to top up very wearing with zoomed".split()
+)
 
 
 def normalize_token(text: str) -> str:
@@ -63,6 +72,8 @@ def normalize_token(text: str) -> str:
     name = text[1:-1] if text.startswith("<") and text.endswith(">") else text
     if not TOKEN_NAME.fullmatch(name):
         raise UserError(f"The token {text!r} must be letters, digits, _ and - (at most 64), such as new1 or <new1>.")
+    if name.lower() in PROMPT_WORDS:
+        raise UserError(f"The token {text!r} is a word that prompts use; choose another name, such as new1 or <rex>.")
     return f"<{name}>"
 
 
@@ -131,6 +142,19 @@ def _class_word(name: str, conf: ConceptConfig) -> str:
             f"The class word {word!r} of the concept {name} must be plain words, such as concept.class_word=dog."
         )
     return word
+
+
+def _initializer(wanted: str, class_word: str, place: int) -> str:
+    """What the token of the concept at `place` (from 0) starts from, as Concept.initializer says it."""
+    if wanted == "class_word":
+        return wanted if class_word == "random" else class_word
+    if wanted != "rare":
+        return wanted
+    if place >= len(RARE_TOKENS):
+        raise UserError(
+            f"initializer=rare has words for {len(RARE_TOKENS)} concepts; set concepts.NAME.initializer=WORD."
+        )
+    return RARE_TOKENS[place]
 
 
 def _refuse_tokens_that_are_words(tokens: dict[str, str], class_words: dict[str, str]) -> None:

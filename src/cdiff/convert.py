@@ -14,7 +14,24 @@ from cdiff.schema import Config
 from cdiff.suggest import nearest_key
 
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-PATHS = ("output", "prompt_file", "model.path", "concept.images", "prior.images", "pretrain.folder", "run")
+PATHS = (
+    "output",
+    "prompt_file",
+    "model.path",
+    "concept.images",
+    "prior.images",
+    "prior.captions",
+    "merge.captions",
+    "pretrain.folder",
+    "run",
+    "images",
+    "references",
+    "protocol.benchmark",
+    "metrics.clip",
+    "metrics.dino",
+    "metrics.blip",
+    "metrics.probe",
+)
 
 
 def to_config(values: Mapping[str, Any]) -> Config:
@@ -32,8 +49,11 @@ def to_config(values: Mapping[str, Any]) -> Config:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The configuration as plain values, in the order of the schema."""
-    return dataclasses.asdict(config)
+    """The configuration as plain values, in the order of the schema; `pretrain` only for the task of that name."""
+    values = dataclasses.asdict(config)
+    if config.task != "pretrain":
+        del values["pretrain"]
+    return values
 
 
 def all_keys(cls: type = Config, prefix: str = "") -> Iterator[str]:
@@ -128,6 +148,7 @@ def _expand_home(config: Config) -> None:
         value = getattr(holder, name)
         if isinstance(value, str):
             setattr(holder, name, os.path.expanduser(value))
+    config.runs = [os.path.expanduser(item) for item in config.runs]
     if isinstance(config.run, list):
         config.run = [os.path.expanduser(item) if isinstance(item, str) else item for item in config.run]
     for concept in (config.concept, *config.concepts.values()):

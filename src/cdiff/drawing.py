@@ -132,7 +132,9 @@ def draw_requests(
 
 def facts(cfg: Config, sampler: SamplerConfig) -> dict[str, object]:
     """What a PNG says of how it was made, beside its prompt and seed."""
-    return {
+    adjust = sampler.token_adjust
+    adjusted = {} if adjust.alpha == 0 and adjust.beta is None else {"token_adjust": f"{adjust.alpha}, {adjust.beta}"}
+    return adjusted | {
         "sampler": sampler.name,
         "steps": sampler.steps,
         "guidance_scale": sampler.guidance_scale,

@@ -51,6 +51,7 @@ class TrainResult:
     learning_rate: float  # after scaling
     unet_weights: dict[str, Tensor]
     token_rows: Tensor  # (tokens, D)
+    text_encoder_weights: dict[str, Tensor] = field(default_factory=dict)  # where it trains (dreambooth)
 
 
 @dataclass
@@ -70,6 +71,7 @@ class Personalizer(nn.Module):
     def __init__(self, base: Base, concepts: list[Concept], rows: nn.Parameter, conf: Config) -> None:
         super().__init__()
         self.unet = base.unet
+        self.text_encoder = base.text_encoder  # most methods leave it as it is
         self.rows = rows
         self.encoder = PromptEncoder(base, rows)
         self.loss = conf.loss
@@ -77,7 +79,7 @@ class Personalizer(nn.Module):
         self.concept_phrases = [concept for concept, _ in pairs]
         self.class_phrases = [of_class for _, of_class in pairs]
         self.positions: Tensor | None = None  # where SPL reads its features: the same at every step
-        self.class_features: Tensor | None = None
+        self.class_features: Tensor | None = None  # of the base: a text encoder that trains leaves them where they were
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss parts by name, unweighted, and their weighted total; all scalars in fp32."""
@@ -186,6 +188,9 @@ def train(
         )
         log.info("learning rate %.3g, of tokens %.3g: as configured times %d", rate, token_rate, scale)
         prepared, optimizer = accelerator.prepare(module, optimizer)
+        if trainables.text:
+            with accelerator.autocast():
+                module.spl()  # remembers the class's features, before the encoder that they come from moves
         batches = Batches(base.scheduler, views, prior_views, conf.train.batch_size, conf.seed, accelerator.device)
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         state = State(0, module, optimizer, schedule, trained)
@@ -197,6 +202,7 @@ def train(
             learning_rate=rate,
             unet_weights=trainables.unet_state(),
             token_rows=rows.detach().float().cpu().clone(),
+            text_encoder_weights=trainables.text_encoder_state(),
         )
 
 

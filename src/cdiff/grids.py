@@ -76,24 +76,36 @@ def write_samples(
     """
     folder = Path(folder)
     names = file_names(requests)
-    shared = {"software": f"cdiff {__version__}"} | {key: str(value) for key, value in (settings or {}).items()}
     index: dict[str, dict[str, object]] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, image, request in zip(names, images, requests, strict=True):
-            text = PngInfo()
-            index[name] = {"prompt": printable(request.prompt), "seed": request.seed, "index": request.index}
-            for key, value in (index[name] | shared).items():
-                text.add_text(key, printable(str(value)))
-            image.save(folder / name, pnginfo=text)
-        partial = folder / (PROMPTS_FILE + ".part")
-        partial.write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, folder / PROMPTS_FILE)
+            index[name] = save_sample(folder / name, image, request, settings)
+        write_index(folder, index)
     except OSError as error:
         raise UserError(
             f"The images can't be written into {folder} ({error.strerror or error}); name another folder: output=DIR."
         ) from error
     return [folder / name for name in names]
+
+
+def save_sample(
+    path: Path, image: Image.Image, request: Request, settings: Mapping[str, object] | None = None
+) -> dict[str, object]:
+    """One PNG with its facts in text chunks; returns its entry of prompts.json."""
+    entry: dict[str, object] = {"prompt": printable(request.prompt), "seed": request.seed, "index": request.index}
+    text = PngInfo()
+    for key, value in (entry | {"software": f"cdiff {__version__}"} | dict(settings or {})).items():
+        text.add_text(key, printable(str(value)))
+    image.save(path, pnginfo=text)
+    return entry
+
+
+def write_index(folder: Path, index: Mapping[str, Mapping[str, object]]) -> None:
+    """prompts.json of a folder, whole or as it was."""
+    partial = folder / (PROMPTS_FILE + ".part")
+    partial.write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, folder / PROMPTS_FILE)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

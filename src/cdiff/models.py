@@ -206,7 +206,7 @@ def _load_model(cls: type, folder: Path, part: str, conf: ModelConfig, dtype: to
         what = "only pickled .bin weights; convert them to safetensors" if other else "no weights (*.safetensors)"
         raise UserError(f"{folder / part} holds {what}.")
     try:
-        with _no_progress_bar():
+        with no_progress_bar():
             model, info = cls.from_pretrained(
                 folder,
                 subfolder=part,
@@ -228,7 +228,7 @@ def _load_model(cls: type, folder: Path, part: str, conf: ModelConfig, dtype: to
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     """transformers shows a bar for each file, even one of a few megabytes."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

@@ -8,7 +8,8 @@ from cdiff.schema import Config
 def plan(cfg: Config) -> dict[str, str]:
     """Rows of the plan: what would be read, trained, drawn and written."""
     rows = {"task": cfg.task, "model": f"{cfg.model.name} ({cfg.model.path}), {cfg.model.resolution} px"}
-    rows |= {"train": _train, "sample": _sample, "pretrain": _pretrain}[cfg.task](cfg)
+    of_task = {"train": _train, "sample": _sample, "evaluate": _evaluate, "merge": _merge, "pretrain": _pretrain}
+    rows |= of_task[cfg.task](cfg)
     return rows if cfg.task == "pretrain" else rows | {"run folder": f"{cfg.output}/"}
 
 
@@ -27,6 +28,8 @@ def _train(cfg: Config) -> dict[str, str]:
         "method": f"{cfg.method.name}, SPL weight {cfg.loss.spl_weight:g}",
         "training": f"{_count(cfg.train.steps, 'step')} of batch {batch}: {seen} samples out of {views} encoded views",
     }
+    if cfg.prior.name != "none":
+        rows["prior"] = _class_images(cfg)
     files = ["adapter/", "config.yaml", "run.json", "log.txt", "events.jsonl"]
     if cfg.validation.every:
         times = _count(cfg.train.steps // cfg.validation.every, "time")
@@ -34,9 +37,53 @@ def _train(cfg: Config) -> dict[str, str]:
     if "sample" in cfg.train.then:
         rows |= _drawing(cfg)
         files.insert(1, "samples/")
+    if "evaluate" in cfg.train.then:
+        rows["evaluation"] = f"protocol {cfg.protocol.name}, {_count(cfg.protocol.images_per_prompt, 'image')} a prompt"
+        files.insert(-3, "evaluation/")
     if cfg.logger.name != "none":
         files.append(f"{cfg.logger.name}/")
     return rows | {"files": ", ".join(files)}
+
+
+def _class_images(cfg: Config) -> str:
+    """How many class images are needed. Which of them the cache holds is known once the base's weights are read."""
+    prior = cfg.prior
+    classes = {cfg.concept.class_word or concept.class_word for concept in cfg.concepts.values()}
+    of = f"of {', '.join(sorted(map(str, classes)))}"
+    if prior.name == "folder":
+        most = _count(prior.count, "class image")
+        return f"at most {most} {of} from {prior.images}, weight {cfg.loss.prior_weight:g}"
+    sampler = f"{cfg.sampler.name} with {_count(cfg.sampler.steps, 'step')}"
+    prompt = f"captions of {prior.captions}" if prior.captions else f"'{prior.prompt or 'a photo of a {class_word}'}'"
+    return (
+        f"{_count(prior.count, 'class image')} {of} to draw ({prompt}, {sampler}), less those in the cache; "
+        f"weight {cfg.loss.prior_weight:g}"
+    )
+
+
+def _merge(cfg: Config) -> dict[str, str]:
+    return {
+        "merged": ", ".join(cfg.runs),
+        "same tokens": "renamed" if cfg.merge.rename else "refused",
+        "kept": f"the captions of {cfg.merge.captions}" if cfg.merge.captions else "a built-in list of captions",
+        "files": "adapter/, merge.json, config.yaml, run.json, log.txt",
+    }
+
+
+def _evaluate(cfg: Config) -> dict[str, str]:
+    protocol = cfg.protocol
+    rows = {"metrics": ", ".join(cfg.metrics.names) or f"all that the {cfg.model.world} world has"}
+    if cfg.images:
+        compared = _listed(cfg.references) or "nothing: text metrics only"
+        rows = {"images of": cfg.images, "compared with": compared} | rows
+    else:
+        drawn = f"{protocol.name}, {_count(protocol.images_per_prompt, 'image')} a prompt, drawn where missing"
+        rows = {"runs": _listed(cfg.run), "protocol": drawn} | rows
+    return rows | {"files": "metrics.json, run.json, log.txt; beside the images rows.csv, rows.parquet, metrics.json"}
+
+
+def _listed(value: str | list[str] | None) -> str:
+    return ", ".join(value) if isinstance(value, list) else value or ""
 
 
 def _sample(cfg: Config) -> dict[str, str]:

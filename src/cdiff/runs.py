@@ -31,6 +31,7 @@ from cdiff.errors import UserError
 from cdiff.schema import Config
 
 OUTPUTS = Path("outputs")
+TRAINED = ("train", "merge")  # tasks whose runs hold an adapter: run= finds both
 PACKAGES = ("cdiff", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "wandb")
 _active: Run | None = None
 
@@ -152,6 +153,7 @@ def find_run(
 
     Args:
         spec: "latest" (the newest finished run of `task` under outputs/, of the concepts named) or a run's folder.
+        task: what the run did; "train" finds merged runs too.
         finished: refuse a run that is not done.
 
     Raises:
@@ -159,6 +161,12 @@ def find_run(
     """
     concepts = [concept] if isinstance(concept, str) else list(concept or ())
     return _latest(task, concepts) if str(spec) == "latest" else _named(Path(spec).expanduser(), task, finished)
+
+
+def is_sweep(spec: Any) -> bool:
+    """Whether `run=` names a folder that is no run and has runs below it."""
+    folder = Path(spec).expanduser() if isinstance(spec, str) else None
+    return folder is not None and not (folder / "run.json").exists() and any(folder.glob("*/**/run.json"))
 
 
 def read_info(folder: Path) -> dict[str, Any]:
@@ -205,13 +213,13 @@ def _latest(task: str, concepts: list[str]) -> Run:
         except UserError:
             continue  # a damaged neighbour must not hide the good ones
     of_concept = f" of {' and '.join(concepts)}" if concepts else ""
-    runs = [r for r in found if r.info.get("task") == task and set(concepts) <= set(r.info.get("concepts", []))]
+    runs = [r for r in found if _does(r, task) and set(concepts) <= set(r.info.get("concepts", []))]
     done = [r for r in runs if r.status == "done"]
     if done:
         return max(done, key=lambda run: (str(run.info.get("finished")), run.folder.stat().st_mtime))
     say = f"python -m cdiff task={task}" + (f" concept={','.join(concepts)}" if len(concepts) == 1 else "")
     if not runs:
-        others = sorted({name for r in found if r.info.get("task") == task for name in r.info.get("concepts", [])})
+        others = sorted({name for r in found if _does(r, task) for name in r.info.get("concepts", [])})
         hint = f"; there are runs of {', '.join(others)}" if others else f"; make one: {say}"
         raise UserError(f"There is no finished {task} run{of_concept} under {OUTPUTS}/{hint}.")
     newest = max(runs, key=lambda run: str(run.info.get("started")))
@@ -220,11 +228,16 @@ def _latest(task: str, concepts: list[str]) -> Run:
 
 def _named(folder: Path, task: str, finished: bool) -> Run:
     run = Run(folder)
-    if run.info.get("task") != task:
+    if not _does(run, task):
         raise UserError(f"{folder} is a run of task={run.info.get('task')}, not of task={task}.")
     if finished and run.status != "done":
         raise UserError(f"The run can't be used: {_state(run)}.")
     return run
+
+
+def _does(run: Run, task: str) -> bool:
+    """Whether the run is one of `task`; a merged run stands for a training run."""
+    return run.info.get("task") in (TRAINED if task == "train" else (task,))
 
 
 def _state(run: Run) -> str:

@@ -8,7 +8,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-TASKS = ("train", "sample", "pretrain")
+METRICS = {  # metric -> the scorer that gives it; a scorer's name stands for all of its metrics
+    "clip_t": "clip",
+    "clip_i": "clip",
+    "dino_i": "dino",
+    "blip2_t": "blip",
+    "attr_class": "attributes",
+    "attr_scene": "attributes",
+    "attr_accessory": "attributes",
+    "attr_color": "attributes",
+}
+METHODS = {  # method -> what its method.train_unet may be
+    "class_diffusion": ("crossattn_kv", "crossattn", "none"),
+    "custom_diffusion": ("crossattn_kv", "crossattn", "none"),
+    "textual_inversion": ("none",),
+    "dreambooth": ("all",),
+    "lora": ("lora",),
+}
+TASKS = ("train", "sample", "evaluate", "merge", "pretrain")
 
 
 @dataclass
@@ -29,7 +46,7 @@ class ConceptConfig:
 
     class_word: str | None = None
     token: str | None = None  # <new1>, <new2> ... by order when null; may be written new1
-    initializer: str | None = None  # a word, or "class_word"
+    initializer: str | None = None  # class_word | rare | random | any word or words; null: method.initializer
     images: str | None = None  # a folder of the user's own; wins over `sources`
     sources: dict[str, str] = field(default_factory=dict)  # world -> pocket:NAME | hub dataset id:subset | folder
 
@@ -37,9 +54,19 @@ class ConceptConfig:
 @dataclass
 class MethodConfig:
     name: str = "class_diffusion"
-    train_unet: str = "crossattn_kv"  # crossattn_kv | crossattn | none
-    train_token: bool = True
+    train_unet: str = "crossattn_kv"  # crossattn_kv | crossattn | none | all (dreambooth) | lora
+    train_token: bool | None = True  # null: where the SPL or a trained text encoder asks for it; false: a fixed name
     detach_start_token: bool = True  # Custom Diffusion: no gradient through K and V of text token 0
+    initializer: str = "class_word"  # where new tokens start, for concepts that don't say
+    train_text_encoder: bool = False  # dreambooth: the text encoder too, but for its word table
+    save_precision: str = "fp32"  # dreambooth: of the weights on disk, fp32 (exact) | fp16 (half the size)
+    rank: int = 16  # lora
+    alpha: float | None = None  # lora: its update is scaled by alpha / rank; null: alpha = rank
+    targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])  # lora: attention layers
+
+    def trains_token(self, spl_weight: float) -> bool:
+        """Whether the new tokens' embeddings train; what `train_token` says, or for null what the losses need."""
+        return self.train_text_encoder or spl_weight > 0 if self.train_token is None else self.train_token
 
 
 @dataclass
@@ -102,9 +129,19 @@ class LRScheduleConfig:
 @dataclass
 class PriorConfig:
     name: str = "none"  # none | folder | generated
-    images: str | None = None
-    count: int = 200
-    prompt: str | None = None
+    images: str | None = None  # folder: the user's own class images, captions beside them as .txt
+    count: int = 200  # class images in all, equal shares a class
+    prompt: str | None = None  # {class_word} in it stands for the class; null: "a photo of a {class_word}"
+    captions: str | None = None  # generated: a file of such prompts, one a line, instead of the one
+    seed: int = 0  # of the generated images; not the run's, so that runs of other seeds find them drawn
+
+
+@dataclass
+class TokenAdjustConfig:
+    """Test-time embedding adjustment (cdiff.token_adjust)."""
+
+    alpha: float = 0.0  # share of the way from the token's direction to its class word's; 0: off
+    beta: float | None = None  # norm, as a multiple of the class word's; null: the token's own
 
 
 @dataclass
@@ -115,6 +152,60 @@ class SamplerConfig:
     eta: float = 0.0
     batch_size: int = 8
     negative_prompt: str = ""
+    token_adjust: TokenAdjustConfig = field(default_factory=TokenAdjustConfig)
+
+
+@dataclass
+class MergeConfig:
+    """Several finished runs in one adapter (cdiff.merging)."""
+
+    rename: bool = False  # give later runs other tokens where two share one
+    captions: str | None = None  # a file of general captions, one a line, to be kept as the base draws them
+    prompts: list[str] = field(default_factory=list)  # of the concepts, {} for "<new1> dog"; empty: a built-in list
+
+
+@dataclass
+class MetricsConfig:
+    """What images are scored with. A model is a folder, a hub id, or "pocket" for the one shipped in the package."""
+
+    names: list[str] = field(default_factory=list)  # metrics or their scorers; empty: all that the world has
+    clip: str | None = None  # null: the one that `sources` has for the model's world; likewise below
+    dino: str | None = None
+    blip: str | None = None  # a BLIP or a BLIP-2 with a retrieval head
+    probe: str | None = None  # judges the attributes of the pocket world
+    sources: dict[str, dict[str, str]] = field(default_factory=dict)  # world -> clip | dino | blip | probe -> model
+    dino_preprocessing: str = "auto"  # dino (as published) | folder (the model's own) | auto (folder in pocket)
+    batch_size: int = 32
+    workers: int = 0  # threads that read and preprocess images; 0: one for each core, at most 16
+
+
+@dataclass
+class ProtocolConfig:
+    """What is drawn for an evaluation; "{}" in a prompt stands for token and class ("<new1> dog")."""
+
+    name: str = "quick"
+    images_per_prompt: int = 2
+    prompts: list[str] = field(default_factory=list)  # for every class
+    live: list[str] = field(default_factory=list)  # further ones for live classes
+    object: list[str] = field(default_factory=list)  # further ones for all other classes
+    joint: list[str] = field(default_factory=list)  # of several concepts at once: {0}, {1}
+    live_classes: list[str] = field(default_factory=list)  # empty: a built-in list of animals and people
+    subjects: dict[str, str] = field(
+        default_factory=dict
+    )  # the benchmark's concepts and their classes, if it has a list
+    benchmark: str | None = None  # CustomConcept101's folder: prompts come from its files instead
+
+
+@dataclass
+class EvaluateConfig:
+    """How an evaluation scores and averages (docs/metrics.md)."""
+
+    prompt_rule: str = "drop"  # drop | keep | class: what text metrics see of "a <new1> dog"
+    tokens: list[str] = field(default_factory=list)  # further words to drop from prompts, such as sks
+    objective: str = "clip_t"  # the metric a sweeper gets; also of train.then=[evaluate]
+    max_bad_share: float = 0.2  # of images that can't be read; above it the evaluation fails
+    resamples: int = 2000  # of the bootstrap
+    name: str | None = None  # of the result's folder, RUN/evaluation/NAME; null: the protocol's
 
 
 @dataclass
@@ -141,7 +232,8 @@ class PretrainConfig:
     pictures: int = 1_000_000
     workers: int = 16
     folder: str = "outputs/pretrain"
-    minutes: float | None = None  # stop a stage after this long; null: after its steps
+    minutes: float | None = None  # of training, counted once the first steps have compiled; null: the stage's steps
+    deadline: float | None = None  # training ends by then: unix time, or minutes from the start, compilation included
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -162,10 +254,17 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lr_schedule: LRScheduleConfig = field(default_factory=LRScheduleConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    merge: MergeConfig = field(default_factory=MergeConfig)
+    runs: list[str] = field(default_factory=list)  # what task=merge merges: folders of runs, or of adapters
     run: Any = "latest"  # latest | a run's folder | a list of folders | base (the untouched base model)
+    images: str | None = None  # task=evaluate: a folder of anybody's images instead of a run
+    references: Any = None  # the real pictures to compare them with: a folder, or a list of folders
     prompt: str | None = None
     prompts: list[str] = field(default_factory=list)
     prompt_file: str | None = None

@@ -7,6 +7,7 @@ rows and nothing else, at a cost that does not grow with the vocabulary.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from cdiff.adapter import install_tokens
+from cdiff.concepts import RARE_TOKENS
 from cdiff.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,12 +45,12 @@ class Encoded:
     ids: Tensor
 
 
-def add_tokens(base: Base, concepts: Iterable[HasToken]) -> nn.Parameter:
+def add_tokens(base: Base, concepts: Iterable[HasToken], seed: int = 0) -> nn.Parameter:
     """Add each concept's token to the tokenizer; return its embeddings, (tokens, D) fp32, on the base's device.
 
-    A row starts from the embedding of `initializer`: "class_word" or any word or words. When these are several
-    tokens, the row is the mean of their embeddings. The table of the text encoder stays as it is: row i of the result
-    belongs to id `len(tokenizer) - tokens + i`.
+    A row starts from what `initializer` says: "class_word", any word, or several, whose mean it is ("dog, cat"; a word
+    of several tokens is the mean of these); or "random", by `seed`, with the mean and deviation of the table's words.
+    The table of the text encoder stays as it is: row i of the result belongs to id `len(tokenizer) - tokens + i`.
 
     Raises:
         UserError: the vocabulary already has the token, two concepts share one, or the initializer has no embedding.
@@ -61,7 +63,7 @@ def add_tokens(base: Base, concepts: Iterable[HasToken]) -> nn.Parameter:
     tokens = [concept.token for concept in concepts]
     if len(set(map(str.lower, tokens))) < len(tokens):
         raise UserError(f"two concepts share a token ({', '.join(tokens)}): give each its own concept.token.")
-    rows = torch.stack([_initial_row(base, concept) for concept in concepts])
+    rows = torch.stack([_initial_row(base, concept, seed) for concept in concepts])
     base.tokenizer.add_tokens(tokens)
     return nn.Parameter(rows)
 
@@ -75,19 +77,41 @@ def check_new_token(tokenizer, token: str) -> None:
         raise UserError(f"the base model's vocabulary already has {token}; choose another with concept.token=NAME.")
 
 
-def _initial_row(base: Base, concept: HasToken) -> Tensor:
+def _initial_row(base: Base, concept: HasToken, seed: int) -> Tensor:
     """The embedding a new token starts from, (D,) fp32."""
-    words = concept.class_word if concept.initializer == "class_word" else concept.initializer
-    ids = base.tokenizer(words, add_special_tokens=False).input_ids
-    if not ids or base.tokenizer.unk_token_id in ids:
-        raise UserError(
-            f"the initializer '{words}' of {concept.token} is not in the base model's vocabulary; "
-            "choose a known word with concept.initializer=WORD."
-        )
-    if len(ids) > 1:
-        log.info("%s starts from the mean of the %d tokens of '%s'", concept.token, len(ids), words)
-    table = base.text_encoder.get_input_embeddings().weight
-    return table[torch.tensor(ids, device=table.device)].detach().float().mean(dim=0)
+    table = base.text_encoder.get_input_embeddings().weight.detach()
+    if concept.initializer == "random":
+        return _random_row(table, f"{seed}/{concept.token}")
+    text = concept.class_word if concept.initializer == "class_word" else concept.initializer
+    words = text.replace(",", " ").split()
+    ids = [_pieces(base.tokenizer, word) for word in words]
+    for word, pieces in zip(words, ids, strict=True):
+        if not pieces or base.tokenizer.unk_token_id in pieces:
+            raise UserError(
+                f"the initializer '{word}' of {concept.token} is not in the base model's vocabulary; "
+                "choose a known word with concept.initializer=WORD."
+            )
+    if not words:
+        raise UserError(f"the initializer of {concept.token} is empty; name a word with concept.initializer=WORD.")
+    if len(words) > 1 or len(ids[0]) > 1:
+        log.info("%s starts from the mean of the %d tokens of '%s'", concept.token, sum(map(len, ids)), text)
+    means = [table[torch.tensor(pieces, device=table.device)].float().mean(dim=0) for pieces in ids]
+    return torch.stack(means).mean(dim=0)
+
+
+def _pieces(tokenizer, word: str) -> list[int]:
+    """A word's ids. Custom Diffusion looks its rare tokens up in the vocabulary, where `ktn` goes on without an end;
+    read as a word it would be cut up."""
+    entry = tokenizer.get_vocab().get(word) if word in RARE_TOKENS else None
+    return [entry] if entry is not None else tokenizer(word, add_special_tokens=False).input_ids
+
+
+def _random_row(table: Tensor, key: str) -> Tensor:
+    """A draw from the normal distribution with each dimension's mean and deviation over the table (V, D). The noise is
+    the CPU's, so that a key means the same row on every device."""
+    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1)
+    noise = torch.randn(table.shape[1], generator=generator).to(table.device)
+    return table.float().mean(dim=0) + table.float().std(dim=0) * noise
 
 
 def write_rows(base: Base, rows: Tensor, tokens: Sequence[str]) -> None:
@@ -154,7 +178,12 @@ class PromptEncoder:
 
     @torch.no_grad()
     def constant(self, prompts: Sequence[str]) -> Encoded:
-        """Encode prompts without new tokens, once each: the class phrases of SPL, the empty prompt of guidance."""
+        """Encode prompts without new tokens, once each: the class phrases of SPL, the empty prompt of guidance.
+
+        While the text encoder itself trains nothing is constant, and nothing is remembered.
+        """
+        if any(parameter.requires_grad for parameter in self.text_encoder.parameters()):
+            self._constants.clear()
         for prompt in dict.fromkeys(prompts):
             if prompt in self._constants:
                 continue

@@ -43,6 +43,10 @@ class Tracker:
             raise ValueError(f"{len(images)} images of '{name}' came with {len(captions)} captions")
         self._event({"event": "images", "step": step, "name": name, "captions": list(captions)})
 
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table by name; a cell is a number, a text, null or a PIL image (shown by wandb alone)."""
+        self._event({"event": "table", "name": name, "columns": list(columns), "rows": len(rows)})
+
     def summary(self, values: Mapping[str, Any]) -> None:
         """What the run reached in the end."""
         self._event({"event": "summary", **values})
@@ -95,6 +99,18 @@ class WandbTracker(Tracker):
     def summary(self, values: Mapping[str, Any]) -> None:
         super().summary(values)
         self._summarise(values)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        super().table(name, columns, rows)
+        self._send_table(name, columns, rows)
+
+    @_never_stop
+    def _send_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        import wandb
+        from PIL.Image import Image
+
+        cells = [[wandb.Image(cell) if isinstance(cell, Image) else cell for cell in row] for row in rows]
+        self.session.log({name: wandb.Table(columns=list(columns), data=cells, allow_mixed_types=True)})
 
     @_never_stop
     def _send(self, record: dict[str, Any]) -> None:

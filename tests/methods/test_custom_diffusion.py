@@ -178,8 +178,8 @@ def test_the_token_alone(sd15):
 
 
 def test_wrong_settings_are_named(sd15):
-    with pytest.raises(UserError, match="method=lora"):
-        prepare(sd15, MethodConfig(name="lora"))
+    with pytest.raises(UserError, match="method=svdiff"):
+        prepare(sd15, MethodConfig(name="svdiff"))
     with pytest.raises(UserError, match="train_unet=kv"):
         prepare(sd15, MethodConfig(train_unet="kv"))
     with pytest.raises(UserError, match="nothing would train"):

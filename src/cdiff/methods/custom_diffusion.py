@@ -1,6 +1,7 @@
 """Custom Diffusion (arXiv 2212.04488), and ClassDiffusion (arXiv 2405.17532), which trains the same weights.
 
-Keys and values of every cross-attention layer train; `crossattn` trains queries and outputs too.
+Keys and values of every cross-attention layer train; `crossattn` trains queries and outputs too. With `none` the new
+token trains alone, which is Textual Inversion (arXiv 2208.01618).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from cdiff.adapter import adapter_name
 from cdiff.errors import UserError
-from cdiff.methods.trainables import Trainables
+from cdiff.methods.trainables import Trainables, freeze, train_in_fp32
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -42,15 +43,13 @@ def prepare(base: Base, conf: MethodConfig) -> Trainables:
     if not named and not conf.train_token:
         raise UserError("nothing would train: method.train_unet=none needs method.train_token=true.")
     base.unet.requires_grad_(False)
-    for parameter in named.values():
-        parameter.data = parameter.data.float()  # the optimiser's small steps vanish in half precision
-        parameter.requires_grad_(True)
+    train_in_fp32(named.values())
     trainables = Trainables(
         named=named,
         state=lambda: {adapter_name(name): parameter for name, parameter in named.items()},
-        train_token=conf.train_token,
+        train_token=bool(conf.train_token),
     )
-    trainables.undo.append(lambda: _freeze(named, base.dtype))
+    trainables.undo.append(lambda: freeze(named.values(), base.dtype))
     trainables.undo.append(set_training_attention(base.unet, conf.detach_start_token))
     return trainables
 
@@ -73,13 +72,6 @@ def set_training_attention(unet: UNet2DConditionModel, detach_start_token: bool)
     for layer in layers:
         layer.set_processor(TrainingAttention(detach_start_token))
     return put_back
-
-
-def _freeze(named: dict[str, nn.Parameter], dtype: torch.dtype) -> None:
-    for parameter in named.values():
-        parameter.requires_grad_(False)
-        parameter.grad = None
-        parameter.data = parameter.data.to(dtype)
 
 
 class TrainingAttention:

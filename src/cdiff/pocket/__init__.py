@@ -1,13 +1,22 @@
 """The pocket world: rendered pictures with known truth, and the small models trained on them.
 
-The rest of cdiff meets it as folders: of weights (`weights_folder`) and of images (`render_concept`).
+The rest of cdiff meets it as folders, of weights (`weights_folder`) and of images (`render_concept`), and asks it
+whether pictures show what their prompts say (`judge_images`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cdiff.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from cdiff.pocket.reading import Asked
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -25,3 +34,25 @@ def render_concept(name: str) -> Path:
     from cdiff.pocket.gallery import render_concept
 
     return render_concept(name)
+
+
+def read_prompt(prompt: str) -> Asked:
+    """What a prompt asks of a picture: kinds, scenes, accessories, colours (see `cdiff.pocket.reading`)."""
+    from cdiff.pocket.reading import read_prompt
+
+    return read_prompt(prompt)
+
+
+def judge_images(
+    images: Sequence[Image.Image],
+    prompts: Sequence[str],
+    folder: Path | None = None,
+    device: str | torch.device = "cpu",
+) -> list[dict[str, float]]:
+    """Is what each prompt names in its picture? {"class", "scene", "accessory", "color"}: 1, 0, NaN not asked for.
+
+    `folder` holds the probe; null: the shipped one. Images of any size, RGB.
+    """
+    from cdiff.pocket.judging import judge_images
+
+    return judge_images(images, prompts, folder or weights_folder("probe"), device)

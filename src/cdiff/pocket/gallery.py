@@ -6,31 +6,45 @@ import hashlib
 import os
 import random
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+
+from PIL import Image
 
 from cdiff import __version__
 from cdiff.cache import cache_folder
 from cdiff.errors import UserError
 from cdiff.pocket.world.sample import CONCEPT, compose
-from cdiff.pocket.world.spec import Identity
+from cdiff.pocket.world.spec import Identity, Scene
 
 PICTURES = 5
 SIDE = 128
 # name -> (individual, backgrounds of its pictures)
 GALLERY = {
-    "dog": (Identity("dog", "orange", CONCEPT + 11), ("studio", "grass", "wooden floor", "beach", "autumn")),
+    "dog": (Identity("dog", "brown", CONCEPT + 108), ("studio", "grass", "wooden floor", "beach", "autumn")),
     "cat": (Identity("cat", "grey", CONCEPT + 22), ("wooden floor", "studio", "grass", "pink fabric", "city")),
     "teapot": (Identity("teapot", "blue", CONCEPT + 33), ("studio", "wooden floor", "pink fabric", "grass", "night")),
 }
 
 
-def draw_concept(name: str) -> list:
-    """The PICTURES pictures of a shipped concept (PIL, RGB, SIDE pixels), without accessories."""
+def draw_concept(name: str) -> list[Image.Image]:
+    """The PICTURES pictures of a shipped concept (RGB, SIDE pixels), without accessories."""
+    identity, backgrounds = GALLERY[name]
+    return portraits(identity, backgrounds, random.Random(f"gallery/{name}"))
+
+
+def portraits(identity: Identity, backgrounds: Sequence[str], rng: random.Random) -> list[Image.Image]:
+    """One picture of an individual in each of the backgrounds (RGB, SIDE pixels)."""
     from cdiff.pocket.world.render import render
 
-    identity, backgrounds = GALLERY[name]
-    rng = random.Random(f"gallery/{name}")
-    return [render(compose(rng, identity, background), SIDE) for background in backgrounds]
+    return [render(_portrait(rng, identity, background), SIDE) for background in backgrounds]
+
+
+def _portrait(rng: random.Random, identity: Identity, background: str) -> Scene:
+    """A scene in which the subject fills about two thirds of the height, as people photograph what they love."""
+    while not 0.55 <= (scene := compose(rng, identity, background)).subjects[0].size <= 0.8:
+        pass
+    return scene
 
 
 def render_concept(name: str) -> Path:

@@ -13,6 +13,8 @@ from cdiff.suggest import did_you_mean
 MODULES = {
     "train": "cdiff.tasks.train",
     "sample": "cdiff.tasks.sample",
+    "evaluate": "cdiff.tasks.evaluate",
+    "merge": "cdiff.tasks.merge",
     "pretrain": "cdiff.tasks.pretrain",
 }
 

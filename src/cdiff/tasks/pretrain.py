@@ -11,7 +11,8 @@ from cdiff.schema import Config
 
 
 def run(cfg: Config) -> dict:
-    """Runs one stage. Weights land in pretrain.folder/weights; `scores` writes scores.json beside them."""
+    """Runs one stage. Weights land in pretrain.folder/weights; `scores` writes scores.json beside them, `card` the
+    model card."""
     from cdiff.models import resolve_device
 
     stage = cfg.pretrain.stage
@@ -27,44 +28,104 @@ def run(cfg: Config) -> dict:
     if stage == "scores":
         return _scores(folder / "weights", settings, cfg, device, say)
     return run_stage(
-        stage, folder, settings, cfg.pretrain.pictures, cfg.pretrain.workers, cfg.pretrain.minutes, device, say
+        stage,
+        folder,
+        settings,
+        cfg.pretrain.pictures,
+        cfg.pretrain.workers,
+        cfg.pretrain.minutes,
+        device,
+        say,
+        cfg.pretrain.deadline,
     )
 
 
 def _scores(weights: Path, settings: dict, cfg: Config, device: str, say) -> dict:
-    from PIL import Image
-
-    from cdiff.models import load_base
+    """Measures the models that are there; values of models that are not measured again stay in scores.json."""
     from cdiff.pocket.pretrain import scores
-    from cdiff.sampling import Request, image_seed, sample
-    from cdiff.schema import ModelConfig, SamplerConfig
-
-    sampler = SamplerConfig(
-        name="ddim", steps=settings["steps"], guidance_scale=settings["guidance_scale"], batch_size=50
-    )
-
-    def draw(prompts: list[str]) -> list[Image.Image]:
-        requests = [Request(p, i, image_seed(cfg.seed, p, i)) for i, p in enumerate(prompts)]
-        return sample(base, requests, sampler)
+    from cdiff.pocket.pretrain.scores_motion import score_motion
 
     if not weights.is_dir():
         raise UserError(f"no weights in {weights}: make them first, or point pretrain.folder at the folder above them")
-    out: dict = {"settings": settings, "device": device}
+    prompts, clips = settings["prompts"], settings["clips"]
     parts = {
-        "vae": scores.score_vae,
-        "probe": scores.score_probe,
-        "clip": scores.score_clip,
-        "identity": scores.score_identity,
+        "vae": ("base/vae", lambda: scores.score_vae(weights, device)),
+        "probe": ("probe", lambda: scores.score_probe(weights, device)),
+        "clip": ("clip", lambda: scores.score_clip(weights, device)),
+        "identity": ("identity", lambda: scores.score_identity(weights, device)),
+        "blip": ("blip", lambda: scores.score_blip(weights, device)),
+        "base": ("base/unet", lambda: scores.score_base(weights, device, _drawer(weights, settings, cfg), prompts)),
+        "motion": ("motion", lambda: score_motion(weights, device, _clip_drawer(weights, settings, cfg), clips)),
     }
-    for name, measure in parts.items():
-        if (weights / ("base/vae" if name == "vae" else name)).is_dir():
-            out[name] = measure(weights, device)
+    only = settings.get("only") or list(parts)
+    if unknown := set(only) - set(parts):
+        raise UserError(
+            f"pretrain.settings.scores.only names {', '.join(sorted(unknown))}; there are {', '.join(parts)}"
+        )
+    path = weights / "scores.json"
+    out = json.loads(path.read_text()) if path.exists() else {}
+    out |= {"settings": settings, "device": device}
+    for name, (place, measure) in parts.items():
+        if name in only and (weights / place).is_dir():
+            out[name] = measure()
             say(f"{name}: {out[name]}")
-    if (weights / "base" / "unet").is_dir():
-        import torch
-
-        base = load_base(ModelConfig(path=str(weights / "base")), torch.float32, device)
-        out["base"] = scores.score_base(weights, device, draw, settings["prompts"])
-        say(f"base: {out['base']}")
-    (weights / "scores.json").write_text(json.dumps(out, indent=1) + "\n")
+            path.write_text(json.dumps(out, indent=1) + "\n")
     return out
+
+
+def _drawer(weights: Path, settings: dict, cfg: Config):
+    """prompts -> pictures, by the pretrained base."""
+    import torch
+
+    from cdiff.models import load_base, resolve_device
+    from cdiff.sampling import Request, image_seed, sample
+    from cdiff.schema import ModelConfig, SamplerConfig
+
+    steps, scale = settings["steps"], settings["guidance_scale"]
+    sampler = SamplerConfig(name="ddim", steps=steps, guidance_scale=scale, batch_size=50)
+    base = load_base(ModelConfig(path=str(weights / "base")), torch.float32, str(resolve_device(cfg.device)))
+
+    def draw(prompts: list[str]) -> list:
+        return sample(base, [Request(p, i, image_seed(cfg.seed, p, i)) for i, p in enumerate(prompts)], sampler)
+
+    return draw
+
+
+def _clip_drawer(weights: Path, settings: dict, cfg: Config):
+    """prompts -> clips (lists of pictures), by the pretrained base and motion adapter in diffusers' own pipeline."""
+    import torch
+    from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter
+
+    from cdiff.models import load_base, resolve_device
+    from cdiff.sampling import image_seed
+    from cdiff.schema import ModelConfig
+
+    device = str(resolve_device(cfg.device))
+    base = load_base(ModelConfig(path=str(weights / "base")), torch.float32, device)
+    pipe = AnimateDiffPipeline(
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        unet=base.unet,
+        motion_adapter=MotionAdapter.from_pretrained(weights / "motion", torch_dtype=torch.float32),
+        scheduler=DDIMScheduler.from_pretrained(weights / "motion"),
+    ).to(device)
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw(prompts: list[str], at_once: int = 10) -> list:
+        clips = []
+        for start in range(0, len(prompts), at_once):
+            some = prompts[start : start + at_once]
+            seeds = [image_seed(cfg.seed, p, start + i) for i, p in enumerate(some)]
+            clips += pipe(
+                some,
+                num_frames=16,
+                height=base.vae.config.sample_size,
+                width=base.vae.config.sample_size,
+                num_inference_steps=settings["steps"],
+                guidance_scale=settings["guidance_scale"],
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            ).frames
+        return clips
+
+    return draw

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cdiff import console
-from cdiff.adapter import Adapter, apply_adapter, load_adapter
+from cdiff.adapter import Adapter, load_adapter
 from cdiff.concepts import normalize_token
 from cdiff.drawing import TOKEN, chosen_prompts, draw_requests
 from cdiff.engine import process_device
@@ -24,6 +24,7 @@ from cdiff.models import DTYPES, load_base, resolve_precision
 from cdiff.runs import Run, find_run
 from cdiff.sampling import make_requests
 from cdiff.schema import Config
+from cdiff.token_adjust import apply_for_sampling
 
 BASE = "base"
 
@@ -54,7 +55,7 @@ def run(cfg: Config) -> dict[str, Any]:
         if adapter is not None:
             if adapter.info.get("base_model", base.path) != base.path:
                 console.warn(f"the adapter was trained on {adapter.info['base_model']} and is applied to {base.path}")
-            apply_adapter(base, adapter)
+            apply_for_sampling(base, adapter, cfg.sampler.token_adjust)
     with run.timed("sample"):
         drawn = draw_requests(cfg, base, requests, run.folder / "samples")
     rows = {

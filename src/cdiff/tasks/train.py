@@ -11,21 +11,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from cdiff import console
 from cdiff.adapter import save_adapter
+from cdiff.class_images import prior_views
 from cdiff.concepts import Concept, resolve_concepts
 from cdiff.data.images import read_folder
 from cdiff.data.latents import TrainingViews, encode_views
 from cdiff.drawing import Drawn, chosen_prompts, default_prompts, draw, facts, written_out
 from cdiff.engine import TrainResult, process_device, train
+from cdiff.evaluation.trained import check_evaluation, evaluate_trained
 from cdiff.grids import write_grid, write_samples
 from cdiff.methods import Trainables, prepare
 from cdiff.models import DTYPES, Base, load_base, resolve_precision
 from cdiff.runs import Run
 from cdiff.sampling import make_requests, sample
 from cdiff.schema import Config
+from cdiff.token_adjust import adjust_tokens
 from cdiff.tokens import PromptEncoder, add_tokens, write_rows
 from cdiff.tracking import Tracker, open_tracker
 
@@ -42,28 +46,38 @@ def run(cfg: Config) -> dict[str, Any]:
             concepts = resolve_concepts(cfg)
             prompts = chosen_prompts(cfg, concepts)  # a mistake here must not wait for the training to end
             validation_prompts = written_out(cfg.validation.prompts or default_prompts(concepts)[:2], concepts)
+            scoring = check_evaluation(cfg, concepts) if "evaluate" in cfg.train.then else None
             base = load(cfg, run)
-            rows = add_tokens(base, concepts)
+        prior = class_views(cfg, run, base, concepts)  # drawn by the untouched base: before it gets new tokens
+        with run.timed("load"):
+            rows = add_tokens(base, concepts, cfg.seed)
         with run.timed("encode"):
             views = encode(cfg, base, concepts)
         with run.timed("train"):
-            trainables = prepare(base, cfg.method)
+            trainables = prepare(base, cfg.method, cfg.loss.spl_weight)
             validate = Validation(cfg, base, PromptEncoder(base, rows), validation_prompts, run.folder, tracker)
-            result = learn(cfg, base, concepts, rows, trainables, views, tracker, validate)
+            result = learn(cfg, base, concepts, rows, trainables, views, prior, tracker, validate)
             vectors = {concept.token: row for concept, row in zip(concepts, result.token_rows, strict=True)}
             info = adapter_info(cfg, concepts, result)
-            adapter = save_adapter(run.folder / "adapter", result.unet_weights, vectors, info)
-        drawn = None
+            folder, text = run.folder / "adapter", result.text_encoder_weights
+            adapter = save_adapter(folder, result.unet_weights, vectors, info, text)
+        drawn, scores = None, {}
+        if cfg.train.then:
+            trainables.restore()
+            words = {concept.token: concept.class_word for concept in concepts}
+            shown = adjust_tokens(base, vectors, words, cfg.sampler.token_adjust)
+            write_rows(base, torch.stack(list(shown.values())), list(shown))
         if "sample" in cfg.train.then:
             with run.timed("sample"):
-                trainables.restore()
-                write_rows(base, result.token_rows, list(vectors))
                 drawn = draw(cfg, base, prompts, run.folder / "samples")
                 tracker.images("samples", drawn.images, [r.prompt for r in drawn.requests], result.steps)
+        if scoring is not None:
+            with run.timed("evaluate"):
+                scores = evaluate_trained(cfg, base, concepts, run.folder, scoring, tracker)
         timings = dict(run.info["timings"])
         tracker.summary({f"final {name}": value for name, value in result.losses.items()} | {"timings": timings})
     console.summary("Done", panel(concepts, result, timings, adapter, drawn))
-    outcome = {"folder": str(run.folder), "adapter": str(adapter), "losses": result.losses, "timings": timings}
+    outcome = {"folder": str(run.folder), "adapter": str(adapter), "losses": result.losses, "timings": timings} | scores
     if drawn is not None:
         outcome |= {"samples": str(drawn.folder), "grid": str(drawn.grid)}
     run.finish(outcome)
@@ -101,6 +115,14 @@ def encode(cfg: Config, base: Base, concepts: list[Concept]) -> TrainingViews:
         )
 
 
+def class_views(cfg: Config, run: Run, base: Base, concepts: list[Concept]) -> TrainingViews | None:
+    """The class images of prior preservation in latent space, drawn where they are missing; None without a prior."""
+    if cfg.prior.name == "none":
+        return None
+    with run.timed("prior"):
+        return prior_views(cfg, base, concepts)
+
+
 def learn(
     cfg: Config,
     base: Base,
@@ -108,6 +130,7 @@ def learn(
     rows: nn.Parameter,
     trainables: Trainables,
     views: TrainingViews,
+    prior: TrainingViews | None,
     tracker: Tracker,
     validate: Validation,
 ) -> TrainResult:
@@ -117,7 +140,18 @@ def learn(
         def progress(losses: dict[str, float]) -> None:
             ticker(1, losses_in_words(losses))
 
-        return train(cfg, base, concepts, rows, trainables, views, tracker, progress=progress, on_validation=validate)
+        return train(
+            cfg,
+            base,
+            concepts,
+            rows,
+            trainables,
+            views,
+            tracker,
+            prior_views=prior,
+            progress=progress,
+            on_validation=validate,
+        )
 
 
 class Validation:
@@ -153,6 +187,7 @@ def adapter_info(cfg: Config, concepts: list[Concept], result: TrainResult) -> d
         "steps": result.steps,
         "learning_rate": result.learning_rate,
         "spl_weight": cfg.loss.spl_weight,
+        "prior": cfg.prior.name,
         "seed": cfg.seed,
     }
 

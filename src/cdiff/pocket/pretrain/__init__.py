@@ -11,8 +11,12 @@ from pathlib import Path
 
 from cdiff.errors import UserError
 
-STAGES = ("pictures", "vae", "clip", "probe", "identity", "unet", "scores")
-NEEDS = {"unet": ("base/vae", "base/text_encoder"), "scores": ("base/unet", "probe", "clip", "identity")}
+STAGES = ("pictures", "clips", "vae", "clip", "probe", "identity", "blip", "unet", "motion", "scores", "card")
+NEEDS = {
+    "unet": ("base/vae", "base/text_encoder"),
+    "motion": ("base/vae", "base/text_encoder", "base/unet"),
+}
+UNIX = 1e8  # a deadline above this is a time of the clock, below it minutes from the stage's start
 
 
 def run_stage(
@@ -24,55 +28,73 @@ def run_stage(
     minutes: float | None,
     device: str,
     log: Callable,
+    deadline: float | None = None,
 ) -> dict:
-    """Trains one stage into folder/weights and records how (folder/weights/training.json). Not for `scores`.
+    """Renders, or trains one model into folder/weights and records how (folder/weights/training). Not for `scores`.
+
+    Args:
+        minutes: of training, after the first steps have compiled; null: settings["steps"] steps.
+        deadline: when training ends at the latest: unix time, or minutes from now, compilation included.
 
     Raises:
         UserError: when what the stage stands on is not there yet.
     """
-    from cdiff.pocket.pretrain import pictures as store
-
-    shown, weights = folder / "pictures", folder / "weights"
+    start, weights = time.time(), folder / "weights"
+    if deadline is not None:
+        settings = settings | {"deadline": deadline if deadline > UNIX else start + 60 * deadline}
     if stage == "pictures":
-        store.render_pictures(shown, pictures, workers, log, settings.get("shard", store.SHARD))
+        from cdiff.pocket.pretrain.pictures import SHARD, render_pictures
+
+        render_pictures(folder / "pictures", pictures, workers, log, settings.get("shard", SHARD))
         return {"pictures": pictures}
-    if not (shown / "pictures.json").exists():
+    if stage == "clips":
+        from cdiff.pocket.pretrain.clips import SHARD, render_clips
+
+        render_clips(folder / "clips", settings["clips"], workers, log, settings.get("shard", SHARD))
+        return {"clips": settings["clips"]}
+    if stage == "card":
+        from cdiff.pocket.pretrain.card import write_card
+
+        return {"card": str(write_card(weights))}
+    data = "clips" if stage == "motion" else "pictures"
+    if not (folder / data / f"{data}.json").exists():
         raise UserError(
-            f"no pictures in {shown}: run task=pretrain pretrain.stage=pictures first (it may run at the same time)"
+            f"no {data} in {folder / data}: run task=pretrain pretrain.stage={data} first "
+            "(it may go on rendering while the models train)"
         )
     for need in NEEDS.get(stage, ()):
         if not (weights / need).is_dir():
             raise UserError(f"stage {stage} needs {weights / need}: run the stage that makes it first")
-    return _train(stage, shown, weights, settings, minutes, device, log)
+    if stage != "motion":
+        settings = {"pictures": pictures} | settings
+    return _train(stage, folder / data, weights, settings, minutes, device, log)
 
 
 def _train(
-    stage: str, shown: Path, weights: Path, settings: dict, minutes: float | None, device: str, log: Callable
+    stage: str, data: Path, weights: Path, settings: dict, minutes: float | None, device: str, log: Callable
 ) -> dict:
     import importlib
 
     import torch
     from accelerate import PartialState
 
-    from cdiff.pocket.pretrain.pictures import Pictures
-
-    # Several processes (accelerate launch) average their gradients; in the unet stage each has pictures of its own.
+    # Several processes (accelerate launch) average their gradients; in the unet and motion stages each has data of its
+    # own.
     state = PartialState(cpu=device == "cpu")
     if not state.is_main_process:
         log = _silent
     if device == "cuda":
         torch.set_float32_matmul_precision("high")
-    pictures = Pictures(shown, settings.get("pictures", 10**9), state.device)
-    while not pictures.refresh():  # the first shard may still be rendering
-        time.sleep(1.0)
-    while pictures.shards < settings.get("first_shards", 1) and pictures.refresh():
-        pass
     weights.mkdir(parents=True, exist_ok=True)
     start = time.time()
-    module = importlib.import_module(f"cdiff.pocket.pretrain.{stage}")
-    steps = getattr(module, f"train_{stage}")(pictures, settings, minutes, weights, log)
+    train = getattr(importlib.import_module(f"cdiff.pocket.pretrain.{stage}"), f"train_{stage}")
+    if stage == "motion":
+        steps = train(data, state.device, settings, minutes, weights, log)
+    else:
+        steps = train(_open_pictures(data, settings, state.device), settings, minutes, weights, log)
     record = {
-        "settings": settings,
+        "settings": {key: value for key, value in settings.items() if key != "deadline"},
+        "minutes": minutes,
         "steps": steps,
         "seconds": round(time.time() - start),
         "processes": state.num_processes,
@@ -85,6 +107,17 @@ def _train(
     if state.is_main_process:
         path.write_text(json.dumps(record, indent=1) + "\n")
     return record
+
+
+def _open_pictures(folder: Path, settings: dict, device):
+    from cdiff.pocket.pretrain.loop import wait_for
+    from cdiff.pocket.pretrain.pictures import Pictures
+
+    pictures = Pictures(folder, settings["pictures"], device)
+    wait_for(pictures.refresh, f"pictures in {folder}", settings)
+    while pictures.shards < settings.get("first_shards", 1) and pictures.refresh():
+        pass
+    return pictures
 
 
 def _silent(line: str) -> None:

@@ -7,17 +7,19 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel
 
-from cdiff.pocket.pretrain.loop import compiled, fit, save_half
+from cdiff.pocket.pretrain.loop import compiled, fit, part_ways, save_half
 from cdiff.pocket.pretrain.pictures import CAPTIONS, RESOLUTION, Pictures
-from cdiff.pocket.pretrain.tokenizer import MAX_LENGTH, build_tokenizer
+from cdiff.pocket.pretrain.tokenizer import MAX_LENGTH, build_tokenizer, check_vocabulary
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 
-def build_clip(tokenizer) -> CLIPModel:
+def build_clip(tokenizer, text: dict, vision: dict) -> CLIPModel:
+    """`text` and `vision` override the sizes of the towers."""
     special = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -32,6 +34,7 @@ def build_clip(tokenizer) -> CLIPModel:
         "max_position_embeddings": MAX_LENGTH,
         "projection_dim": 256,
         **special,
+        **text,
     }
     vision = {
         "hidden_size": 192,
@@ -41,6 +44,7 @@ def build_clip(tokenizer) -> CLIPModel:
         "image_size": RESOLUTION,
         "patch_size": 16,
         "projection_dim": 256,
+        **vision,
     }
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=256))
 
@@ -70,12 +74,15 @@ def train_clip(pictures: Pictures, settings: dict, minutes: float | None, folder
     device = pictures.device
     torch.manual_seed(1)
     tokenizer = build_tokenizer()
+    if settings.get("warm_start"):
+        check_vocabulary(tokenizer, folder / "clip")
     model = (
         CLIPModel.from_pretrained(folder / "clip", dtype=torch.float32)
         if settings.get("warm_start")
-        else build_clip(tokenizer)
+        else build_clip(tokenizer, settings.get("text", {}), settings.get("vision", {}))
     )
     model = model.to(device).train()
+    part_ways(1)
     size = settings["batch_size"]
 
     def features(images: torch.Tensor, ids: torch.Tensor):
@@ -83,7 +90,7 @@ def train_clip(pictures: Pictures, settings: dict, minutes: float | None, folder
         text = F.normalize(model.get_text_features(ids).pooler_output, dim=-1)
         return image, text
 
-    forward = compiled(features, device)
+    forward = compiled(features, device, settings)
 
     def loss_of(step: int) -> dict[str, torch.Tensor]:
         if step % 10 == 0:
@@ -100,7 +107,8 @@ def train_clip(pictures: Pictures, settings: dict, minutes: float | None, folder
         return {"loss": loss, "top1": hits}
 
     average, steps = fit(model, loss_of, settings, minutes, log)
-    save_clip(average, tokenizer, folder)
+    if PartialState().is_main_process:
+        save_clip(average, tokenizer, folder)
     return steps
 
 
@@ -140,4 +148,6 @@ def save_clip(model: CLIPModel, tokenizer, folder: Path) -> None:
         image_mean=MEAN,
         image_std=STD,
     ).save_pretrained(clip)
+    for file in (shared, clip / "vision.safetensors"):
+        file.chmod(0o644)
     assert set(load_file(shared)) == set(tower)

@@ -6,25 +6,28 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from cdiff.pocket.pretrain.clip import MEAN, STD, distort
-from cdiff.pocket.pretrain.loop import compiled, fit, save_half
+from cdiff.pocket.pretrain.loop import compiled, fit, part_ways, save_half
 from cdiff.pocket.pretrain.pictures import GROUP, RESOLUTION, Pictures
 from cdiff.pocket.world.spec import KINDS
 
 
-def build_identity() -> ViTModel:
-    config = ViTConfig(
-        hidden_size=192,
-        intermediate_size=384,
-        num_hidden_layers=5,
-        num_attention_heads=3,
-        image_size=RESOLUTION,
-        patch_size=16,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
+def build_identity(vision: dict) -> ViTModel:
+    """`vision` overrides its sizes."""
+    sizes = {
+        "hidden_size": 192,
+        "intermediate_size": 384,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 3,
+        "image_size": RESOLUTION,
+        "patch_size": 16,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    config = ViTConfig(**sizes | vision)
     return ViTModel(config, add_pooling_layer=False)
 
 
@@ -65,9 +68,10 @@ class Pairs:
 def train_identity(pictures: Pictures, settings: dict, minutes: float | None, folder: Path, log) -> int:
     device = pictures.device
     torch.manual_seed(4)
-    model = build_identity().to(device)
+    model = build_identity(settings.get("vision", {})).to(device)
+    part_ways(4)
     pairs = Pairs(pictures)
-    forward = compiled(lambda images: F.normalize(model(images).last_hidden_state[:, 0], dim=-1), device)
+    forward = compiled(lambda images: F.normalize(model(images).last_hidden_state[:, 0], dim=-1), device, settings)
 
     def loss_of(step: int) -> dict[str, torch.Tensor]:
         if step % 10 == 0:
@@ -82,8 +86,8 @@ def train_identity(pictures: Pictures, settings: dict, minutes: float | None, fo
         return {"loss": loss, "top1": top1}
 
     average, steps = fit(model, loss_of, settings, minutes, log)
-    save_half(average, folder / "identity")
-    ViTImageProcessor(size={"height": RESOLUTION, "width": RESOLUTION}, image_mean=MEAN, image_std=STD).save_pretrained(
-        folder / "identity"
-    )
+    if PartialState().is_main_process:
+        save_half(average, folder / "identity")
+        size = {"height": RESOLUTION, "width": RESOLUTION}
+        ViTImageProcessor(size=size, image_mean=MEAN, image_std=STD).save_pretrained(folder / "identity")
     return steps

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from cdiff.errors import UserError
 from cdiff.pocket.world.captions import caption
+from cdiff.pocket.world.motion import stirred, verb_of_picture
 from cdiff.pocket.world.render import render
 from cdiff.pocket.world.sample import main_subject, sample_identity, sample_scene
 from cdiff.pocket.world.spec import ACCESSORIES, COLORS, KINDS, SCENES, Scene
@@ -21,13 +24,16 @@ GROUP = 4  # pictures of one identity in a row, for the identity stage
 CAPTIONS = (0.0, 0.0, 0.5, 1.0)  # the `detail` of each caption kept with a picture
 WORDS = 48  # tokens kept of a caption; the longest the grammar makes is shorter
 RESOLUTION = 128
+MOVING = 0.15  # share of the pictures whose subject is caught in a movement, as in the clips of the motion stage
 
 
 def scene_at(index: int, split: str = "train", base: int = 0) -> Scene:
     """The scene of picture `index`; GROUP neighbours share their main identity."""
     group = random.Random(f"{split}/identity/{index // GROUP}")
     identity = sample_identity(group, group.choice(KINDS), base=base)
-    return sample_scene(random.Random(f"{split}/{index}"), identity, base=base)
+    scene = sample_scene(random.Random(f"{split}/{index}"), identity, base=base)
+    moves = random.Random(f"{split}/moves/{index}")
+    return stirred(scene, moves) if moves.random() < MOVING else scene
 
 
 def labels_of(scene: Scene) -> list[int]:
@@ -56,24 +62,42 @@ def render_shard(folder: str, shard: int, size: int) -> int:
         pixels[row] = np.asarray(render(scene, RESOLUTION))
         labels[row] = labels_of(scene)
         words = random.Random(f"caption/{index}")
-        texts += [caption(scene, words, detail) for detail in CAPTIONS]
+        texts += [caption(scene, words, detail, verb_of_picture(scene, words)) for detail in CAPTIONS]
     ids = tokenizer(texts, padding="max_length", max_length=WORDS, truncation=True).input_ids
     ids = np.asarray(ids, np.int16).reshape(size, len(CAPTIONS), WORDS)
-    for name, array in (("ids", ids), ("labels", labels), ("pixels", pixels)):
+    write_arrays(folder, shard, {"ids": ids, "labels": labels, "pixels": pixels})
+    return shard
+
+
+def write_arrays(folder: str, shard: int, arrays: dict[str, np.ndarray]) -> None:
+    """Writes `NNNN-NAME.npy` in this order, each put in place whole: the last one says that the shard is complete."""
+    for name, array in arrays.items():
         part = Path(folder) / f"{shard:04d}-{name}.part.npy"
         np.save(part, array)
         os.replace(part, Path(folder) / f"{shard:04d}-{name}.npy")
-    return shard
 
 
 def render_pictures(folder: Path, count: int, workers: int, log, size: int = SHARD) -> None:
     """Renders `count` training pictures in shards of `size`; shards that exist are kept."""
+    about = {"resolution": RESOLUTION, "shard": size, "group": GROUP}
+    render_shards(render_shard, folder, "pictures", about, -(-count // size), workers, log)
+
+
+def render_shards(worker: Callable, folder: Path, name: str, about: dict, shards: int, workers: int, log) -> None:
+    """Runs worker(folder, shard, size) for each shard without pixels; `name`.json says what the folder holds.
+
+    Raises:
+        UserError: the folder holds shards of another kind.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "pictures.json").write_text(json.dumps({"resolution": RESOLUTION, "shard": size, "group": GROUP}))
-    todo = [s for s in range(-(-count // size)) if not (folder / f"{s:04d}-pixels.npy").exists()]
-    with ProcessPoolExecutor(workers) as pool:
-        for shard in pool.map(render_shard, [str(folder)] * len(todo), todo, [size] * len(todo)):
-            log(f"rendered {(shard + 1) * size} pictures")
+    index, size = folder / f"{name}.json", about["shard"]
+    if index.exists() and json.loads(index.read_text()) != about:
+        raise UserError(f"{folder} holds {name} of other settings ({index.read_text()}): remove it, or use another")
+    index.write_text(json.dumps(about))
+    todo = [s for s in range(shards) if not (folder / f"{s:04d}-pixels.npy").exists()]
+    with ProcessPoolExecutor(max(1, workers)) as pool:
+        for shard in pool.map(worker, [str(folder)] * len(todo), todo, [size] * len(todo)):
+            log(f"rendered {(shard + 1) * size} {name}")
 
 
 class Pictures:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from cdiff.pocket.pretrain.clip import distort
-from cdiff.pocket.pretrain.loop import compiled, fit, save_half
+from cdiff.pocket.pretrain.loop import compiled, fit, part_ways, save_half
 from cdiff.pocket.pretrain.pictures import Pictures
 from cdiff.pocket.probe import SPLITS, enlarge, split_logits
 from cdiff.pocket.world.spec import ACCESSORIES, KINDS
 
 
-def build_probe() -> ResNetForImageClassification:
-    sizes = [32, 64, 96, 128]
+def build_probe(sizes: Sequence[int] = (32, 64, 96, 128)) -> ResNetForImageClassification:
     config = ResNetConfig(
-        embedding_size=32, hidden_sizes=sizes, depths=[2, 2, 2, 2], layer_type="basic", num_labels=sum(SPLITS)
+        embedding_size=sizes[0],
+        hidden_sizes=list(sizes),
+        depths=[2, 2, 2, 2],
+        layer_type="basic",
+        num_labels=sum(SPLITS),
     )
     return ResNetForImageClassification(config)
 
@@ -48,8 +53,9 @@ def probe_losses(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.
 def train_probe(pictures: Pictures, settings: dict, minutes: float | None, folder: Path, log) -> int:
     device = pictures.device
     torch.manual_seed(3)
-    model = build_probe().to(device, memory_format=torch.channels_last)
-    forward = compiled(lambda images: model(enlarge(images)).logits, device)
+    model = build_probe(settings.get("channels", (32, 64, 96, 128))).to(device, memory_format=torch.channels_last)
+    part_ways(3)
+    forward = compiled(lambda images: model(enlarge(images)).logits, device, settings)
 
     def loss_of(step: int) -> dict[str, torch.Tensor]:
         if step % 10 == 0:
@@ -58,5 +64,6 @@ def train_probe(pictures: Pictures, settings: dict, minutes: float | None, folde
         return probe_losses(forward(distort(pictures.images(index))), pictures.labels[index])
 
     average, steps = fit(model, loss_of, settings, minutes, log)
-    save_half(average, folder / "probe")
+    if PartialState().is_main_process:
+        save_half(average, folder / "probe")
     return steps

@@ -86,6 +86,23 @@ def score_clip(folder: Path, device: str, count: int = 2000, among: int = 100) -
 
 
 @torch.inference_mode()
+def score_blip(folder: Path, device: str, count: int = 2000, among: int = 100) -> dict[str, float]:
+    """As for CLIP, by the ITC cosine, through the published models' own way in: processor and model."""
+    from transformers import AutoProcessor, BlipForImageTextRetrieval
+
+    model = BlipForImageTextRetrieval.from_pretrained(folder / "blip", dtype=torch.float32).to(device).eval()
+    processor = AutoProcessor.from_pretrained(folder / "blip")
+    right = []
+    for start in range(0, count, among):
+        scenes = [fresh_scene(i) for i in range(start, start + among)]
+        texts = [caption(s, random.Random(f"scores/{start + i}"), 1.0) for i, s in enumerate(scenes)]
+        inputs = processor(images=[render(s) for s in scenes], text=texts, padding=True, return_tensors="pt").to(device)
+        cosines = model(**inputs, use_itm_head=False)[0]
+        right += [texts[j] == texts[i] for i, j in enumerate(cosines.argmax(1).tolist())]
+    return {"caption_among_100": share(right)}
+
+
+@torch.inference_mode()
 def score_identity(folder: Path, device: str, count: int = 10, among: int = 100) -> dict[str, float]:
     """For each kind: a picture's partner (same individual, new scene and pose) found among 100 of its kind."""
     from transformers import ViTModel

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from pathlib import Path
 
 from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
+from cdiff.errors import UserError
 from cdiff.pocket.world.captions import vocabulary
 
 MAX_LENGTH = 77
@@ -38,6 +40,12 @@ def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
         else:
             out.append(piece)
     return out
+
+
+def check_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Raises UserError if the model whose tokenizer lies in `folder` was trained on another vocabulary."""
+    if CLIPTokenizer.from_pretrained(folder).get_vocab() != tokenizer.get_vocab():
+        raise UserError(f"{folder} knows another vocabulary than today's captions: run stage clip again from nothing")
 
 
 def build_tokenizer() -> CLIPTokenizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,9 +11,9 @@ from accelerate import PartialState
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from cdiff.pocket.pretrain.loop import compiled, fit, save_half
+from cdiff.pocket.pretrain.loop import compiled, fit, part_ways, save_half
 from cdiff.pocket.pretrain.pictures import CAPTIONS, Pictures
-from cdiff.pocket.pretrain.tokenizer import MAX_LENGTH, build_tokenizer
+from cdiff.pocket.pretrain.tokenizer import MAX_LENGTH, build_tokenizer, check_vocabulary
 from cdiff.pocket.pretrain.vae import LATENT_CHANNELS
 
 # Stable Diffusion 1.5's noise schedule.
@@ -27,17 +28,17 @@ SCHEDULE = {
 }
 
 
-def build_unet() -> UNet2DConditionModel:
-    channels = (96, 160)
+def build_unet(channels: Sequence[int] = (96, 160), cross_attention_dim: int = 256) -> UNet2DConditionModel:
+    """Attention at every level, one layer a block; heads of 32 channels."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         layers_per_block=1,
-        block_out_channels=channels,
+        block_out_channels=tuple(channels),
         down_block_types=("CrossAttnDownBlock2D",) * len(channels),
         up_block_types=("CrossAttnUpBlock2D",) * len(channels),
-        cross_attention_dim=256,
+        cross_attention_dim=cross_attention_dim,
         attention_head_dim=tuple(c // 32 for c in channels),  # diffusers reads it as the number of heads
     )
 
@@ -81,6 +82,7 @@ def train_unet(pictures: Pictures, settings: dict, minutes: float | None, folder
     device = pictures.device
     torch.manual_seed(2)
     tokenizer = build_tokenizer()
+    check_vocabulary(tokenizer, folder / "base" / "tokenizer")
     vae = AutoencoderKL.from_pretrained(folder / "base" / "vae", dtype=torch.float32).to(device).eval()
     text_encoder = (
         CLIPTextModel.from_pretrained(folder / "base" / "text_encoder", dtype=torch.float32)
@@ -88,8 +90,10 @@ def train_unet(pictures: Pictures, settings: dict, minutes: float | None, folder
         .eval()
         .requires_grad_(False)
     )
-    unet = build_unet().to(device, memory_format=torch.channels_last)
-    torch.manual_seed(100 + PartialState().process_index)  # the same start everywhere, other pictures and noise
+    unet = build_unet(settings.get("channels", (96, 160)), text_encoder.config.hidden_size).to(
+        device, memory_format=torch.channels_last
+    )
+    part_ways(2)
     scheduler = DDPMScheduler(**SCHEDULE)
     alphas = scheduler.alphas_cumprod.to(device)
     weights = min_snr_weight(alphas, settings["min_snr_gamma"])
@@ -109,7 +113,7 @@ def train_unet(pictures: Pictures, settings: dict, minutes: float | None, folder
         predicted = unet(noisy, timesteps, hidden, return_dict=False)[0]
         return (predicted.float() - noise).pow(2).mean(dim=(1, 2, 3))
 
-    forward = compiled(noise_loss, device)
+    forward = compiled(noise_loss, device, settings)
 
     def loss_of(step: int) -> dict[str, torch.Tensor]:
         if step % 25 == 0:
@@ -126,13 +130,7 @@ def train_unet(pictures: Pictures, settings: dict, minutes: float | None, folder
         each = forward(clean, ids, torch.randn_like(clean), timesteps)
         return {"loss": (weights[timesteps] * each).mean(), "mse": each.mean()}
 
-    def save(step: int, average: UNet2DConditionModel) -> None:
-        if PartialState().is_main_process and step // settings["save_every"] > save.last:
-            save.last = step // settings["save_every"]
-            save_base(average, folder)
-
-    save.last = 0
-    average, steps = fit(unet, loss_of, settings, minutes, log, save)
+    average, steps = fit(unet, loss_of, settings, minutes, log, lambda average: save_base(average, folder))
     if PartialState().is_main_process:
         save_base(average, folder)
     log(f"trained on {latents.filled} pictures")

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from diffusers import AutoencoderKL
 
-from cdiff.pocket.pretrain.loop import compiled, fit, save_half
+from cdiff.pocket.pretrain.loop import compiled, fit, part_ways, save_half
 from cdiff.pocket.pretrain.pictures import RESOLUTION, Pictures
 
 LATENT_CHANNELS = 8
 
 
-def build_vae() -> AutoencoderKL:
-    channels = (32, 64, 96, 128)
+def build_vae(channels: Sequence[int] = (32, 64, 96, 128)) -> AutoencoderKL:
+    """Halves the side three times; channels are multiples of 16."""
     return AutoencoderKL(
         sample_size=RESOLUTION,
         latent_channels=LATENT_CHANNELS,
-        block_out_channels=channels,
+        block_out_channels=tuple(channels),
         layers_per_block=1,
         norm_num_groups=16,
         down_block_types=("DownEncoderBlock2D",) * len(channels),
@@ -60,8 +62,13 @@ def train_vae(pictures: Pictures, settings: dict, minutes: float | None, folder:
     device = pictures.device
     torch.manual_seed(0)
     place = folder / "base" / "vae"
-    vae = AutoencoderKL.from_pretrained(place, dtype=torch.float32) if settings.get("warm_start") else build_vae()
+    vae = (
+        AutoencoderKL.from_pretrained(place, dtype=torch.float32)
+        if settings.get("warm_start")
+        else build_vae(settings.get("channels", (32, 64, 96, 128)))
+    )
     vae = vae.to(device, memory_format=torch.channels_last).train()
+    part_ways(0)
     if settings.get("decoder_only"):  # the latents stay as they are, so a UNet trained on them stays right
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
@@ -71,7 +78,7 @@ def train_vae(pictures: Pictures, settings: dict, minutes: float | None, folder:
         logvar = logvar.clamp(-30, 20)
         return vae.decoder(vae.post_quant_conv(mean + (0.5 * logvar).exp() * noise)), mean, logvar
 
-    forward = compiled(autoencode, device)
+    forward = compiled(autoencode, device, settings)
 
     def loss_of(step: int) -> dict[str, torch.Tensor]:
         if step % 20 == 0:
@@ -90,5 +97,6 @@ def train_vae(pictures: Pictures, settings: dict, minutes: float | None, folder:
         with torch.no_grad():
             images = pictures.images(torch.arange(min(500, len(pictures)), device=device))
             whiten(vae_average, vae_average.encode(images).latent_dist.sample())
-    save_half(vae_average, place)
+    if PartialState().is_main_process:
+        save_half(vae_average, place)
     return steps

@@ -186,7 +186,7 @@ def leg(
 def shadow(frame: Frame, x: float, rx: float) -> None:
     """The soft contact shadow: three thin layers, since there is no blur."""
     for k, alpha in ((1.0, 26), (0.82, 34), (0.6, 40)):
-        oval(frame, x, 0.008, rx * k, 0.055 * k, (24, 20, 40), alpha=alpha)
+        oval(frame, x, frame.ground + 0.008, rx * k, 0.055 * k, (24, 20, 40), alpha=alpha)
 
 
 def body_marks(frame: Frame, look: Look, x: float, y: float, a: float, b: float, outline: Sequence[Point]) -> None:

@@ -62,6 +62,7 @@ class Frame:
 
     def __init__(self, draw: ImageDraw.ImageDraw, ox: float, oy: float, unit: float, mirror: float, angle: float):
         self.draw, self.ox, self.oy, self.unit, self.mirror, self.angle = draw, ox, oy, unit, mirror, angle
+        self.ground = 0.0  # the local y of the ground, where the shadow lies; below 0 under a subject in the air
         self.cos, self.sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
 
     def at(self, x: float, y: float, size: float = 1.0, angle: float = 0.0) -> Frame:

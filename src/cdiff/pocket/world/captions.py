@@ -20,6 +20,8 @@ OPENERS = (
     "a rendering of {}",
     "a good photo of {}",
     "a nice photo of {}",
+    "a clear photo of {}",
+    "a good picture of {}",
     "a bright photo of {}",
     "a dark photo of {}",
     "a clean photo of {}",
@@ -136,38 +138,9 @@ WORN = {
     "bow tie": ("a bow tie", "a blue bow tie"),
 }
 # Words of the personalisation benchmarks that name nothing this world draws.
-BENCHMARK_WORDS = (
-    "house",
-    "rug",
-    "forest",
-    "wheat",
-    "eiffel",
-    "tower",
-    "ocean",
-    "milk",
-    "sunflowers",
-    "mirror",
-    "wet",
-    "cube",
-    "shaped",
-    "chef",
-    "outfit",
-    "firefighter",
-    "police",
-    "glasses",
-    "yellow",
-    "shirt",
-    "wizard",
-    "monocle",
-    "sneaker",
-    "bowl",
-    "can",
-    "candle",
-    "stuffed",
-    "animal",
-    "toy",
-    "pet",
-    "object",
+BENCHMARK_WORDS = tuple(
+    "house rug forest wheat eiffel tower ocean milk sunflowers mirror wet cube shaped chef outfit firefighter "
+    "police glasses yellow shirt wizard monocle sneaker bowl can candle stuffed animal toy pet object".split()
 )
 
 
@@ -198,10 +171,14 @@ def subject_phrase(subject: Subject, rng: random.Random, detail: float) -> str:
     return noun
 
 
-def caption(scene: Scene, rng: random.Random, detail: float = 0.0) -> str:
-    """One of the many captions of a scene. `detail` 1 names everything that can be named."""
+def caption(scene: Scene, rng: random.Random, detail: float = 0.0, verb: str | None = None) -> str:
+    """One of the many captions of a scene. `detail` 1 names everything that can be named.
+
+    `verb` ("running") follows the main subject.
+    """
     main = main_subject(scene)
     phrase = subject_phrase(main, rng, detail)
+    phrase += f" {verb}" if verb else ""
     for other in scene.subjects:
         if other is main:
             continue
@@ -238,6 +215,7 @@ def vocabulary() -> list[str]:
         "a an the one my this is photo of two three and quality worse sitting standing running walking",
     ]
     text += ["hopping rolling drifting flying playing sleeping holding left right middle above below side many"]
+    text += ["driving jumping moving swimming floating still across video clip"]
     text += ["dogs cats bears rabbits birds pigs cars barns teapots backpacks boots cups clocks vases"]
     words = set(re.findall(r"[a-z]+", " ".join(text).replace("{}", " ")))
     return sorted(words)

@@ -51,7 +51,7 @@ def draw_object(frame: Frame, subject: Subject) -> None:
     turn = 2.0 * math.pi * subject.phase
     width = art.width * art.scale
     for grow, alpha in ((1.18, 26), (1.02, 34), (0.86, 44)):
-        frame.ellipse(art.shift + 0.02, 0.0, width * 0.5 * grow, 0.055 * grow, SHADOW, alpha=alpha)
+        frame.ellipse(art.shift + 0.02, frame.ground, width * 0.5 * grow, 0.055 * grow, SHADOW, alpha=alpha)
     bounce = 0.03 * (0.5 - 0.5 * math.cos(2.0 * turn))
     sway = 2.5 * math.sin(turn)
     own = frame.at(art.shift, bounce, art.scale, tilt + sway)

@@ -16,7 +16,8 @@ def render(scene: Scene, resolution: int = 128) -> Image.Image:
     """The picture of a scene, RGB. The same scene always gives the same pixels."""
     canvas = Canvas(background(scene.background, scene.background_seed, resolution))
     for subject in scene.subjects:
-        frame = canvas.frame(subject.x, subject.y, subject.size, subject.flip)
+        frame = canvas.frame(subject.x, subject.y - subject.lift, subject.size, subject.flip)
+        frame.ground = -subject.lift / subject.size
         if subject.identity.kind in LIVE_KINDS:
             anchors = draw_animal(frame, subject)
             if subject.accessory:

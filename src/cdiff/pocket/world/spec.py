@@ -77,6 +77,7 @@ class Subject:
     size: height of a subject of height 1, as a share of the picture's side.
     flip: mirrored left-right. pose: seed of small variations (head tilt, legs, tail, gaze).
     phase: position in a walk cycle, 0 to 1, for animation (0 is standing still).
+    lift: height above its ground line, as a share of the picture's side; the shadow stays on the ground.
     """
 
     identity: Identity
@@ -87,6 +88,7 @@ class Subject:
     pose: int = 0
     phase: float = 0.0
     accessory: str | None = None
+    lift: float = 0.0
 
 
 @dataclass(frozen=True)

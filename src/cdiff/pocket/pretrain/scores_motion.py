@@ -1,0 +1,109 @@
+"""Measures the motion adapter: do the subjects of drawn clips move, and do they and their scene stay who they are?"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from cdiff.pocket.pretrain.scores import pixels_of, share, spoken
+from cdiff.pocket.probe import Probe, Seen
+from cdiff.pocket.world.captions import caption
+from cdiff.pocket.world.motion import Clip, sample_clip, verb
+from cdiff.pocket.world.sample import FRESH
+
+DrawClips = Callable[[list[str]], list[list[Image.Image]]]
+
+BLOCK = 16  # pixels of a matched block
+REACH = 14  # pixels it is looked for to each side
+SMOOTH = 31  # pixels of the mean that is taken off, so that a change of light is none
+GAP = 3  # frames between the two pictures compared
+MOVES = 0.06  # of the side, over a clip: less is standing still
+STEADY = 0.9  # share of a clip's frames that must agree
+
+
+def fresh_clip(index: int, moving: bool) -> Clip:
+    """A clip of an identity outside the training seeds, in which something moves, or nothing."""
+    rng = random.Random(f"scores/clip/{index}")
+    while (clip := sample_clip(rng, base=FRESH)).movement == "still":
+        pass
+    return clip if moving else sample_clip(rng, base=FRESH, movement="still")
+
+
+def clip_prompts(count: int, moving: bool) -> list[tuple[str, dict]]:
+    """Captions with the verb of fresh clips, and what each asks for (see `scores.spoken`)."""
+    out = []
+    for index in range(count):
+        clip, rng = fresh_clip(index, moving), random.Random(f"clip prompt/{index}")
+        scene = clip.frames[0]
+        text = caption(scene, rng, 0.5, verb(scene.subjects[0], clip.movement, rng))
+        out.append((text, spoken(scene, text)))
+    return out
+
+
+@torch.inference_mode()
+def displacement(frames: Sequence[Image.Image], device: str = "cpu") -> float:
+    """How far things move from the first to the last frame, as a share of the side, by block matching.
+
+    Blocks of frame t that changed by frame t + GAP are looked for there within REACH pixels; a block counts when a
+    moved copy explains at least half of its change, which flicker and fading do not offer. The median way of the
+    blocks that count, summed over the clip.
+    """
+    grey = pixels_of([f.convert("RGB") for f in frames]).to(device).mean(1, keepdim=True)
+    grey = grey - F.avg_pool2d(grey, SMOOTH, stride=1, padding=SMOOTH // 2, count_include_pad=False)  # no brightness
+    side = grey.shape[-1]
+    first, second = grey[:-GAP:GAP], grey[GAP::GAP]
+    first, second = first[: len(second)], second[: len(first)]
+    padded = F.pad(second, (REACH,) * 4, mode="replicate")
+    shifts = [(dy, dx) for dy in range(-REACH, REACH + 1) for dx in range(-REACH, REACH + 1)]
+    shifts.sort(key=lambda s: s[0] ** 2 + s[1] ** 2)  # among equals the shortest way wins
+    errors = torch.stack(
+        [
+            F.avg_pool2d((padded[..., REACH + y : REACH + y + side, REACH + x : REACH + x + side] - first).abs(), BLOCK)
+            for y, x in shifts
+        ]
+    ).squeeze(2)  # (shifts, pairs, blocks, blocks)
+    best, where = errors.min(dim=0)
+    ways = torch.tensor(shifts, dtype=torch.float32, device=device).norm(dim=1)[where]
+    counts = (errors[0] > 0.05) & (best < 0.5 * errors[0])
+    total = sum(float(way[here].median()) for way, here in zip(ways, counts) if int(here.sum()) >= 2)
+    return total / side * (len(frames) - 1) / (GAP * len(first))
+
+
+def steadiness(seen: Sequence[Seen]) -> dict[str, float]:
+    """Share of a clip's frames in which the probe reads what it reads in most of them."""
+    main = [s.kinds[0] for s in seen]
+    reads = {"class": main, "color": [s.colors[k] for s, k in zip(seen, main)], "scene": [s.scene for s in seen]}
+    return {name: Counter(values).most_common(1)[0][1] / len(values) for name, values in reads.items()}
+
+
+def is_right(asked: dict, seen: Sequence[Seen]) -> bool:
+    """Whether most frames show the class and the scene that the prompt names."""
+    hits = [set(s.kinds) == asked["kinds"] and asked["scene"] in (None, s.scene) for s in seen]
+    return 2 * sum(hits) > len(hits)
+
+
+def score_motion(folder: Path, device: str, draw: DrawClips, count: int = 100) -> dict[str, float]:
+    """Clips drawn from moving and from still prompts. In % of clips, the ways in shares of the side."""
+    probe = Probe(folder / "probe", device)
+    out: dict[str, float] = {}
+    for name, number in (("moving", count), ("still", max(1, count // 4))):
+        prompts = clip_prompts(number, name == "moving")
+        clips = draw([text for text, _ in prompts])
+        ways = [displacement(clip, device) for clip in clips]
+        seen = [probe.read(clip) for clip in clips]
+        parts = [steadiness(frames) for frames in seen]
+        moved = [way > MOVES for way in ways]
+        out[f"{name}_clips"] = number
+        out[f"{name}_as_asked"] = share(moved if name == "moving" else [not m for m in moved])
+        out[f"{name}_way_median"] = round(float(torch.tensor(ways).median()), 3)
+        for key in ("class", "color", "scene"):
+            out[f"{name}_{key}_stays"] = share([part[key] >= STEADY for part in parts])
+        out[f"{name}_all_stay"] = share([min(part.values()) >= STEADY for part in parts])
+        out[f"{name}_right"] = share([is_right(asked, frames) for (_, asked), frames in zip(prompts, seen)])
+    return out

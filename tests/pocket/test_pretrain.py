@@ -1,0 +1,372 @@
+"""The stages, each for two steps of tiny models on the CPU: what they write opens like the published models."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cdiff.errors import UserError
+from cdiff.pocket.pretrain import run_stage
+from cdiff.pocket.pretrain.loop import average_gradients, fit
+from cdiff.pocket.pretrain.tokenizer import build_tokenizer
+
+COMMON = {"steps": 2, "batch_size": 4, "learning_rate": 1e-3}
+TOWER = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+VISION = TOWER | {"patch_size": 32}
+NOISE = {"min_snr_gamma": 5.0, "caption_drop": 0.5, "save_every": 0.0}
+SETTINGS = {
+    "pictures": {"shard": 16},
+    "clips": {"clips": 4, "shard": 2},
+    "vae": COMMON | {"channels": [16, 16, 16, 16], "kl_weight": 1e-5},
+    "clip": COMMON | {"text": TOWER, "vision": VISION},
+    # torch 2.13 on a CPU corrupts memory in the backward of convolutions of fewer channels than 16, channels last
+    "probe": COMMON | {"channels": [16, 16, 16, 16]},
+    "identity": COMMON | {"vision": VISION, "temperature": 0.07},
+    "blip": COMMON | {"text": TOWER, "vision": VISION, "matched": 3, "itm_weight": 0.2},
+    "unet": COMMON | NOISE | {"channels": [32, 32], "pictures": 16, "latents": 32},
+    "motion": COMMON | NOISE | {"latents": 4, "batch_size": 2},
+}
+
+
+def make(stage: str, folder: Path, said: list | None = None, minutes=None, deadline=None, **more) -> dict:
+    torch.set_num_threads(1)
+    log = (said if said is not None else []).append
+    return run_stage(stage, folder, SETTINGS.get(stage, {}) | more, 64, 1, minutes, "cpu", log, deadline)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Path:
+    """All stages in their order, in one folder."""
+    folder = tmp_path_factory.mktemp("pretrain")
+    for stage in ("pictures", "clips", "vae", "clip", "probe", "identity", "blip", "unet", "motion"):
+        record = make(stage, folder)
+        assert record.get("steps", 2) == 2
+    return folder
+
+
+@pytest.fixture
+def copied(made, tmp_path) -> Path:
+    """The same, to be changed."""
+    return Path(shutil.copytree(made, tmp_path / "pretrain"))
+
+
+def fp16(file: Path) -> bool:
+    from safetensors.torch import load_file
+
+    return all(t.dtype in (torch.float16, torch.int64) for t in load_file(file).values())
+
+
+def pixels(folder: Path, count: int = 4) -> torch.Tensor:
+    array = np.load(folder / "pictures" / "0000-pixels.npy")[:count]
+    return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def test_the_base_draws_in_stock_diffusers(made):
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(made / "weights" / "base", torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe("a dog on the beach", num_inference_steps=2, height=128, width=128).images[0]
+    assert image.size == (128, 128)
+    assert type(pipe.scheduler).__name__ == "DDIMScheduler" and pipe.vae.config.scaling_factor == 1.0
+
+
+def test_every_weight_file_is_half_precision_and_nothing_is_left_over(made):
+    weights = made / "weights"
+    files = list(weights.rglob("*.safetensors"))
+    assert len(files) == 8 and all(fp16(file) for file in files)
+    assert not list(weights.rglob(".part-*"))
+    assert '"float16"' not in "".join(config.read_text() for config in weights.rglob("config.json"))
+
+
+def test_clip_shares_the_text_tower_with_the_base(made):
+    from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+
+    weights = made / "weights"
+    index = json.loads((weights / "clip" / "model.safetensors.index.json").read_text())["weight_map"]
+    assert "../base/text_encoder/model.safetensors" in index.values()
+    clip = CLIPModel.from_pretrained(weights / "clip", dtype=torch.float32).eval()
+    text = CLIPTextModel.from_pretrained(weights / "base" / "text_encoder", dtype=torch.float32).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(weights / "clip")
+    ids = tokenizer(["a red dog", "a cat"], padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        own = clip.text_projection(text(ids).pooler_output)
+        assert torch.equal(own, clip.get_text_features(ids).pooler_output)
+
+
+def test_the_metric_models_open_and_read_pictures(made):
+    from transformers import AutoImageProcessor, AutoModel
+
+    from cdiff.pocket.probe import Probe
+    from cdiff.pocket.world.render import render
+    from cdiff.pocket.world.sample import CONCEPT, sample_scene
+
+    weights = made / "weights"
+    picture = render(sample_scene(random.Random(1), base=CONCEPT))
+    model = AutoModel.from_pretrained(weights / "identity", add_pooling_layer=False, dtype=torch.float32)
+    inputs = AutoImageProcessor.from_pretrained(weights / "identity")(picture, return_tensors="pt")
+    assert inputs.pixel_values.shape == (1, 3, 128, 128)
+    assert model(**inputs).last_hidden_state.shape[-1] == 32
+    assert len(Probe(weights / "probe").read([picture, picture])) == 2
+
+
+def test_blip_opens_as_the_published_ones_do(made):
+    from PIL import Image
+    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, BlipForImageTextRetrieval
+
+    folder = made / "weights" / "blip"
+    model = BlipForImageTextRetrieval.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    assert type(processor).__name__ == "BlipProcessor"
+    images = [Image.new("L", (90, 200), 40), Image.new("RGB", (128, 128), (200, 0, 0))]
+    texts = ["a red dog on the beach", "a cat"]
+    inputs = processor(images=images, text=texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        cosines = model(**inputs, use_itm_head=False)[0]
+        seen = model.vision_model(inputs.pixel_values).last_hidden_state[:, 0]
+        read = model.text_encoder(inputs.input_ids, attention_mask=inputs.attention_mask).last_hidden_state[:, 0]
+    normal = torch.nn.functional.normalize
+    plain = normal(model.vision_proj(seen), dim=-1) @ normal(model.text_proj(read), dim=-1).T
+    assert cosines.shape == (2, 2) and torch.allclose(cosines, plain, atol=1e-6)
+    assert model(**inputs)[0].shape == (2, 2)  # the matching head's two logits
+    assert AutoTokenizer.from_pretrained(folder)(texts[0]).input_ids == inputs.input_ids[0].tolist()
+    assert AutoImageProcessor.from_pretrained(folder)(images[0]).pixel_values[0].shape == (3, 128, 128)
+
+
+def test_blip_masks_what_follows_the_first_end_token():
+    from cdiff.pocket.pretrain.blip import mask_of
+
+    tokenizer = build_tokenizer()
+    batch = tokenizer(["a dog", "a red dog on the beach"], padding="max_length", max_length=20, return_tensors="pt")
+    assert torch.equal(mask_of(batch.input_ids, tokenizer.eos_token_id), batch.attention_mask)
+
+
+def test_the_adapter_moves_the_base_in_stock_diffusers(made):
+    from diffusers import AnimateDiffPipeline, MotionAdapter, UNet2DConditionModel
+
+    weights = made / "weights"
+    adapter = MotionAdapter.from_pretrained(weights / "motion", torch_dtype=torch.float32)
+    assert max(adapter.up_blocks[1].motion_modules[0].proj_out.weight.abs().flatten()) > 0  # it has been trained
+    pipe = AnimateDiffPipeline.from_pretrained(
+        weights / "base", motion_adapter=adapter, torch_dtype=torch.float32, feature_extractor=None, image_encoder=None
+    )
+    base = UNet2DConditionModel.from_pretrained(weights / "base" / "unet", torch_dtype=torch.float32)
+    assert torch.equal(pipe.unet.conv_in.weight, base.conv_in.weight)
+    pipe.set_progress_bar_config(disable=True)
+    frames = pipe("a dog running", num_frames=16, num_inference_steps=1, height=128, width=128).frames[0]
+    assert len(frames) == 16 and frames[0].size == (128, 128)
+
+
+def test_an_untrained_adapter_changes_nothing(made):
+    from diffusers import UNet2DConditionModel
+
+    from cdiff.pocket.pretrain.motion import build_motion, joined
+
+    unet = UNet2DConditionModel.from_pretrained(made / "weights" / "base" / "unet", torch_dtype=torch.float32)
+    adapter = build_motion(unet, (1, 0))
+    model = joined(unet, adapter)
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    assert trained == {id(p) for p in adapter.parameters()}
+    clip, text = torch.randn(1, 8, 3, 16, 16), torch.randn(3, 77, 32)
+    with torch.no_grad():
+        moved = model(clip, torch.tensor([500]), text, return_dict=False)[0]
+        single = unet(clip[0].transpose(0, 1), torch.tensor([500] * 3), text, return_dict=False)[0]
+    assert torch.allclose(moved[0].transpose(0, 1), single, atol=1e-4)
+
+
+def test_whiten_keeps_the_reconstruction_and_evens_the_latents(made):
+    from diffusers import AutoencoderKL
+
+    from cdiff.pocket.pretrain.vae import build_vae, whiten
+
+    torch.manual_seed(0)
+    vae, images = build_vae([16, 16, 16, 16]).eval(), pixels(made, 16)
+    assert isinstance(vae, AutoencoderKL)
+    with torch.no_grad():
+        before = vae.encode(images).latent_dist
+        decoded = vae.decode(before.mean).sample
+        whiten(vae, before.mean)
+        after = vae.encode(images).latent_dist
+        assert torch.allclose(vae.decode(after.mean).sample, decoded, atol=2e-4)
+        assert torch.allclose(after.mean.mean((0, 2, 3)), torch.zeros(8), atol=1e-4)
+        assert torch.allclose(after.mean.std((0, 2, 3)), torch.ones(8), atol=1e-3)
+        ratio = after.std / before.std  # the posterior is as wide as before, in the new units
+        assert torch.allclose(ratio.std((0, 2, 3)), torch.zeros(8), atol=1e-3)
+
+
+def test_decoder_only_keeps_the_encoder_bit_identical(copied):
+    from safetensors.torch import load_file
+
+    file = copied / "weights" / "base" / "vae" / "diffusion_pytorch_model.safetensors"
+    before = load_file(file)
+    make("vae", copied, warm_start=True, decoder_only=True)
+    after = load_file(file)
+    own = [k for k in before if k.startswith(("encoder.", "quant_conv."))]
+    assert own and all(torch.equal(before[k], after[k]) for k in own)
+    assert not torch.equal(before["decoder.conv_out.weight"], after["decoder.conv_out.weight"])
+
+
+def test_a_stage_without_what_it_needs_says_so(made, tmp_path):
+    with pytest.raises(UserError, match=r"pretrain\.stage=pictures"):
+        make("vae", tmp_path / "empty")
+    with pytest.raises(UserError, match=r"pretrain\.stage=clips"):
+        make("motion", tmp_path / "empty")
+    (tmp_path / "half").mkdir()
+    for data in ("pictures", "clips"):
+        shutil.copytree(made / data, tmp_path / "half" / data)
+    with pytest.raises(UserError, match="base/vae"):
+        make("unet", tmp_path / "half")
+    with pytest.raises(UserError, match="base/vae"):
+        make("motion", tmp_path / "half")
+    with pytest.raises(UserError, match="other settings"):
+        make("clips", tmp_path / "half", shard=3)
+    for file in (tmp_path / "half" / "pictures").glob("*.npy"):
+        file.unlink()
+    with pytest.raises(UserError, match="in time"):
+        make("vae", tmp_path / "half", patience=0.0)
+
+
+def test_a_text_encoder_of_another_vocabulary_is_refused(copied):
+    other = build_tokenizer()
+    other.add_tokens(["gnu"])
+    for place in ("base/tokenizer", "clip"):
+        other.save_pretrained(copied / "weights" / place)
+    for stage, more in (("unet", {}), ("motion", {}), ("clip", {"warm_start": True})):
+        with pytest.raises(UserError, match="another vocabulary"):
+            make(stage, copied, **more)
+
+
+def test_a_rerun_of_rendering_keeps_what_is_there(copied):
+    said: list[str] = []
+    make("clips", copied, said)
+    assert said == []
+
+
+def test_saves_on_the_way_for_a_run_that_is_cut_off(copied):
+    """save_every 0: after each step. A run that dies at its third step leaves the average of two."""
+    from diffusers import MotionAdapter
+
+    from cdiff.pocket.pretrain import loop
+
+    shutil.rmtree(copied / "weights" / "motion")
+    real, calls = loop.average_gradients, []
+
+    def dies(params):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(params)
+
+    loop.average_gradients = dies
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            make("motion", copied, steps=5)
+    finally:
+        loop.average_gradients = real
+    adapter = MotionAdapter.from_pretrained(copied / "weights" / "motion")
+    assert float(adapter.up_blocks[1].motion_modules[0].proj_out.weight.detach().abs().max()) > 0
+
+
+class Slow:
+    """A one-weight model whose first steps "compile"."""
+
+    def __init__(self, first: float, later: float):
+        self.module, self.first, self.later = torch.nn.Linear(1, 1), first, later
+        self.rates: list[float] = []
+
+    def __call__(self, step: int) -> dict[str, torch.Tensor]:
+        time.sleep(self.first if step < 2 else self.later)
+        return {"loss": self.module(torch.ones(1, 1)).sum()}
+
+
+def run_slow(model: Slow, minutes: float | None, **settings) -> tuple[int, float]:
+    start = time.time()
+    _, steps = fit(model.module, model, {"learning_rate": 0.1} | settings, minutes, lambda line: None)
+    return steps, time.time() - start
+
+
+def test_minutes_are_counted_from_the_end_of_compilation():
+    steps, seconds = run_slow(Slow(0.3, 0.002), 0.5 / 60)
+    assert seconds > 1.0 and steps > 40
+
+
+def test_a_deadline_ends_a_run_of_steps_or_minutes():
+    steps, seconds = run_slow(Slow(0.05, 0.002), None, steps=10**9, deadline=time.time() + 0.5)
+    assert steps > 20 and seconds < 2.0
+    steps, seconds = run_slow(Slow(0.05, 0.002), 10.0, deadline=time.time() + 0.5)
+    assert steps > 20 and seconds < 2.0
+    steps, _ = run_slow(Slow(0.1, 0.002), 10.0, deadline=time.time() + 0.05)  # spent by compiling
+    assert steps == 2
+
+
+def test_compile_can_be_switched_off():
+    from cdiff.pocket.pretrain.loop import compiled
+
+    function = abs
+    assert compiled(function, torch.device("cuda"), {"compile": False}) is function
+    assert compiled(function, torch.device("cpu"), {}) is function
+
+
+def test_gradients_of_a_single_process_stay():
+    weight = torch.nn.Parameter(torch.ones(2))
+    average_gradients([weight])  # nothing to do, and no gradient to look for
+    assert weight.grad is None
+
+
+TWO = """
+import sys, torch, torch.distributed as dist
+from cdiff.pocket.pretrain.loop import average_gradients
+rank, file = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+unused = torch.nn.Parameter(torch.ones(3))
+batch = torch.randn(8, 5)
+params = [*model.parameters(), unused]
+model(batch[4 * rank : 4 * rank + 4]).pow(2).mean().backward()
+average_gradients(params)
+mine = [p.grad.clone() for p in model.parameters()]
+model.zero_grad()
+model(batch).pow(2).mean().backward()
+assert all(torch.allclose(a, p.grad, atol=1e-6) for a, p in zip(mine, model.parameters()))
+assert unused.grad is None
+print("EQUAL")
+"""
+
+
+def test_two_processes_take_the_step_of_one_on_the_joined_batch(tmp_path):
+    command = [sys.executable, "-c", TWO]
+    pair = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "meet")], stdout=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    assert [p.communicate(timeout=60)[0].strip() for p in pair] == ["EQUAL", "EQUAL"]
+
+
+def test_the_card_tells_of_each_model(copied):
+    scores = {"settings": {"steps": 25}, "device": "cpu", "vae": {"psnr_db": 31.5}, "blip": {"caption_among_100": 97.0}}
+    (copied / "weights" / "scores.json").write_text(json.dumps(scores))
+    path = make("card", copied)["card"]
+    text = Path(path).read_text()
+    assert path.endswith("weights/README.md") and text.startswith("---\nlicense: apache-2.0")
+    for part in ("base/vae", "base/unet", "clip", "probe", "identity", "blip", "motion"):
+        assert f"| `{part}` |" in text
+    assert "| vae | psnr_db | 31.5 |" in text and "| blip | caption_among_100 | 97.0 |" in text
+    assert "pretrain.stage=motion" in text and '"batch_size": 2' in text and "Apache-2.0" in text
+    assert str(copied) not in text
+    size = (copied / "weights" / "motion" / "diffusion_pytorch_model.safetensors").stat().st_size
+    assert f"{size / 1e6:.2f}" in text
+
+
+def test_a_card_without_records_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="records"):
+        make("card", tmp_path)
