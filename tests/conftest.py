@@ -10,14 +10,14 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as __main__ does: waiting threads must not starve other processes
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests of every folder can import tiny
 
 
 @pytest.fixture(autouse=True)
-def working_directory(tmp_path, monkeypatch) -> Path:
-    """Every test stands in a folder of its own: what it writes to outputs/ touches nobody else."""
-    folder = tmp_path / "cwd"
-    folder.mkdir()
+def working_directory(tmp_path_factory, monkeypatch) -> Path:
+    """Every test stands in a folder of its own, beside tmp_path: what it writes to outputs/ touches nobody else."""
+    folder = tmp_path_factory.mktemp("cwd")
     monkeypatch.chdir(folder)
     return folder
 

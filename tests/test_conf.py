@@ -14,6 +14,7 @@ from cdiff.schema import Config
 NEEDS = {
     ("concept", "folder"): ["concept.images=photos", "concept.class_word=dog"],
     ("task", "pretrain"): ["pretrain.stage=vae"],
+    ("pretrain", "pocket"): ["task=pretrain", "pretrain.stage=vae"],
     ("task", "merge"): ["runs=[a,b]"],
     ("prior", "folder"): ["prior.images=dogs"],
 }
@@ -49,8 +50,8 @@ def test_every_file_says_what_it_is_and_the_command_that_uses_it():
 
 
 def test_the_root_sets_every_setting_of_the_schema():
-    """No default hides in the schema alone: the YAML shows all there is."""
-    composed = compose([])
+    """No default hides in the schema alone: the YAML shows all there is. `pretrain` comes with its task only."""
+    composed = compose(["task=pretrain"])
     missing = [key for key in vars(Config()) if key not in composed]
     assert not missing
 

@@ -6,6 +6,7 @@ import builtins
 import json
 import struct
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,8 +50,19 @@ def use(tracker) -> None:
     tracker.finish()
 
 
-def wandb_records(folder: Path) -> list:
-    """Every record of the one .wandb file below `folder`."""
+def wandb_records(folder: Path, patience: float = 15.0) -> list:
+    """Every record of the one .wandb file below `folder`, once wandb's own process has written the last, `exit`."""
+    until = time.monotonic() + patience
+    while True:
+        records = read_records(folder)
+        ended = any(record.WhichOneof("record_type") == "exit" for record in records)
+        if ended or time.monotonic() > until:
+            return records
+        time.sleep(0.1)
+
+
+def read_records(folder: Path) -> list:
+    """The records that are in the file now."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     [file] = folder.glob("wandb/*run-*/*.wandb")
@@ -221,3 +233,24 @@ def test_disabled_wandb_is_no_tracker(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     cfg, run = new_run("wandb")
     assert type(open_tracker(cfg, run)) is tracking.NullTracker
+
+
+def test_a_table_with_pictures_reaches_wandb():
+    cfg, run = new_run("wandb")
+    tracker = open_tracker(cfg, run)
+    tracker.table(
+        "evaluation/prompts", ["prompt", "image", "clip_t"], [["a dog", picture(), 0.3], ["a cat", None, None]]
+    )
+    tracker.finish()
+    assert not tracker.broken
+    [row] = [row for row in history(wandb_records(run.folder)) if any("evaluation/prompts" in key for key in row)]
+    found = {key.rpartition("/")[2]: value for key, value in row.items()}
+    found = found.get("prompts", found)
+    assert (found["_type"], found["nrows"], found["ncols"]) == ("table-file", 2, 3)
+    events = [json.loads(line) for line in (run.folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {
+        "event": "table",
+        "name": "evaluation/prompts",
+        "columns": ["prompt", "image", "clip_t"],
+        "rows": 2,
+    }.items() <= (events[-1].items())

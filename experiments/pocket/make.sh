@@ -22,7 +22,7 @@ stage() { # GPU STAGE [SETTING ...]
         >"$folder/log/$2.txt" 2>&1 || echo "stage $2 failed: see $folder/log/$2.txt"
 }
 both() { # STAGE [SETTING ...]
-    accelerate launch --multi_gpu --num_processes 2 --mixed_precision no --dynamo_backend no -m cdiff \
+    python3 -m accelerate.commands.launch --multi_gpu --num_processes 2 --mixed_precision no --dynamo_backend no -m cdiff \
         task=pretrain pretrain.stage="$1" pretrain.folder="$folder" "${@:2}" \
         >"$folder/log/$1.txt" 2>&1 || echo "stage $1 failed: see $folder/log/$1.txt"
 }

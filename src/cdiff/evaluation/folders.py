@@ -32,22 +32,30 @@ def read_image_folder(folder: Path, rule: str = "drop", tokens: Sequence[str] = 
     files = sorted(_image_names(images))
     if not files:
         raise UserError(f"There is no image in {images}: images=DIR needs DIR/samples/*.png and DIR/{PROMPTS_FILE}.")
-    known = set(files)
-    by_stem = {Path(name).stem: name for name in files}
-    named = {(name if name in known else by_stem.get(name, name)): entry for name, entry in entries.items()}
-    files = [name for name in files if name in named or name != GRID_FILE]
-    _check_whole(index_file, [n for n in files if n not in named], [n for n in named if n not in known])
+    files = [name for name in files if name != GRID_FILE or _key(name, entries) is not None]
+    named = {_key(name, entries) for name in files}
+    without_image = [name for name in entries if name not in named]
+    del named
+    _check_whole(index_file, [name for name in files if _key(name, entries) is None], without_image)
     seen: dict[str, int] = {}
+    prompts: dict[str, str] = {}
     texts: dict[str, str] = {}
     label = concept or folder.resolve().name
     jobs = []
     for name in files:
-        prompt, seed, index = _entry(named[name], index_file, name)
+        prompt, seed, index = _entry(entries[_key(name, entries)], index_file, name)
         place = seen.get(prompt, 0)
         seen[prompt] = place + 1
+        prompt = prompts.setdefault(prompt, prompt)  # one object for all its images
         text = texts.setdefault(prompt, metric_text(prompt, rule, tokens=tokens))
         jobs.append(Job(label, prompt, text, place if index is None else index, seed, images, name))
     return jobs
+
+
+def _key(name: str, entries: Mapping[str, Any]) -> str | None:
+    """How prompts.json calls an image: by its name, or without the suffix."""
+    stem = os.path.splitext(name)[0]
+    return name if name in entries else stem if stem in entries else None
 
 
 def _image_names(folder: Path) -> Iterator[str]:

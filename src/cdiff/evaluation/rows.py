@@ -21,7 +21,7 @@ from cdiff.errors import UserError
 CSV_FILE, PARQUET_FILE = "rows.csv", "rows.parquet"
 TEXTS = ("concept", "prompt", "text", "index", "seed", "file", "digest", "fault")
 NUMBERS = ("index", "seed")
-ROW_GROUP = 10_000  # rows of a parquet file held in memory at once
+ROW_GROUP = 2_000  # rows of a parquet file held in memory at once
 
 
 @dataclass(frozen=True, slots=True)  # the folder is one object for all: 100,000 jobs take 20 MB
