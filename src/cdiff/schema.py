@@ -12,6 +12,7 @@ METRICS = {  # metric -> the scorer that gives it; a scorer's name stands for al
     "clip_t": "clip",
     "clip_i": "clip",
     "dino_i": "dino",
+    "recognized": "dino",  # in the pocket world alone
     "blip2_t": "blip",
     "attr_class": "attributes",
     "attr_scene": "attributes",

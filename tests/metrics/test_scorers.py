@@ -22,13 +22,14 @@ from transformers import (
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from cdiff import pocket
 from cdiff.errors import UserError
 from cdiff.metrics import open_metrics, prepare_references
-from cdiff.schema import MetricsConfig
+from cdiff.schema import METRICS, MetricsConfig
 
 
 def scorer_of(name: str, folder, world: str = "photo", **more):
-    family = {"clip_t": "clip", "clip_i": "clip", "dino_i": "dino", "blip2_t": "blip"}.get(name, name)
+    family = METRICS.get(name, name)
     [scorer] = open_metrics(MetricsConfig(names=[name], **{family: str(folder)}, **more), world)
     return scorer
 
@@ -110,6 +111,28 @@ def test_dino_as_published(dino_folder, images):
     plain = [np.mean([float(feature(image) @ feature(other)) for other in references]) for image in images]
     assert np.ptp(plain) > 0.02
     np.testing.assert_allclose(values, plain, atol=1e-5)
+
+
+def test_recognized_where_nobody_else_of_the_class_is_nearer(dino_folder, images, monkeypatch):
+    people = [[picture(200 + 10 * person + view, 80, 80) for view in range(3)] for person in range(5)]
+    asked = []
+    monkeypatch.setattr(pocket, "other_individuals", lambda kind: asked.append(kind) or people)
+    scorer = scorer_of("recognized", dino_folder, world="pocket")
+    own = [picture(93, 100, 60), picture(94, 57, 71)]
+    prompts = ["a photo of a dog", "a red dog at night", "a dog next to a cat", "something else"]
+    shown = [*own, *people[0][:1], *people[1][:1]]
+    values = scorer.score(shown, prompts, prepare_references([scorer], own))["recognized"]
+    assert np.isnan(values[2:]).all(), "two classes, and none"
+    assert asked == ["dog"], "features of the others are made once a class"
+    cosines = scorer_of("dino_i", dino_folder, world="pocket")
+    for row in (0, 1):
+        near = [
+            cosines.score(shown[row : row + 1], ["a dog"], prepare_references([cosines], person))["dino_i"][0]
+            for person in [own, *people]
+        ]
+        assert values[row] == (near[0] > max(near[1:]))
+    other = scorer.score(people[2][:1], ["a dog"], prepare_references([scorer], own))["recognized"]
+    assert other[0] == 0.0, "a picture of somebody else is not recognized"
 
 
 @torch.no_grad()

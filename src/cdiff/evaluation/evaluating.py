@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from cdiff.data.images import Picture
     from cdiff.models import Base
 
-IMAGE_METRICS = ("clip_i", "dino_i")  # compare with real pictures
+IMAGE_METRICS = ("clip_i", "dino_i", "recognized")  # compare with real pictures
 SCORING_FILE = "scoring.json"
 FOLDER = "evaluation"
 

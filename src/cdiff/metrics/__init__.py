@@ -8,7 +8,7 @@
 | scorer | metrics | model |
 | --- | --- | --- |
 | clip | clip_t: cosine(image, prompt); clip_i: mean cosine with every reference picture | a CLIPModel |
-| dino | dino_i: mean cosine of CLS features with every reference picture | a ViTModel |
+| dino | dino_i: mean cosine of CLS features with every reference picture; recognized (pocket) | a ViTModel |
 | blip | blip2_t: the ITC head's cosine(image, prompt) | BLIP or BLIP-2 with its retrieval head |
 | attributes | attr_class, _scene, _accessory, _color: 1 right, 0 wrong, NaN not asked for | the pocket probe |
 

@@ -38,6 +38,10 @@ def open_metrics(
     wanted = [name for name in METRICS if name in conf.names or METRICS[name] in conf.names] or list(METRICS)
     if unknown := [name for name in conf.names if name not in METRICS and name not in METRICS.values()]:
         raise UserError(f"metrics.names={unknown[0]} is unknown; there are {', '.join(METRICS)} (and attributes).")
+    if world != "pocket":  # it draws other individuals of the class
+        if "recognized" in conf.names:
+            raise UserError(f"metrics.names=recognized needs model=pocket; this is the {world} world.")
+        wanted = [name for name in wanted if name != "recognized"]
     published = conf.dino_preprocessing == "dino" or (conf.dino_preprocessing == "auto" and world != "pocket")
     scorers: list[Scorer] = []
     for family in dict.fromkeys(METRICS[name] for name in wanted):

@@ -36,6 +36,13 @@ def render_concept(name: str) -> Path:
     return render_concept(name)
 
 
+def other_individuals(kind: str, count: int = 99) -> list[list[Image.Image]]:
+    """Pictures of so many individuals of a kind that no pocket model has seen, as many of each as of a concept."""
+    from cdiff.pocket.gallery import other_individuals
+
+    return other_individuals(kind, count)
+
+
 def read_prompt(prompt: str) -> Asked:
     """What a prompt asks of a picture: kinds, scenes, accessories, colours (see `cdiff.pocket.reading`)."""
     from cdiff.pocket.reading import read_prompt

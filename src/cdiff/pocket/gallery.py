@@ -14,8 +14,8 @@ from PIL import Image
 from cdiff import __version__
 from cdiff.cache import cache_folder
 from cdiff.errors import UserError
-from cdiff.pocket.world.sample import CONCEPT, compose
-from cdiff.pocket.world.spec import Identity, Scene
+from cdiff.pocket.world.sample import CONCEPT, FRESH, compose, sample_identity
+from cdiff.pocket.world.spec import SCENES, Identity, Scene
 
 PICTURES = 5
 SIDE = 128
@@ -38,6 +38,13 @@ def portraits(identity: Identity, backgrounds: Sequence[str], rng: random.Random
     from cdiff.pocket.world.render import render
 
     return [render(_portrait(rng, identity, background), SIDE) for background in backgrounds]
+
+
+def other_individuals(kind: str, count: int) -> list[list[Image.Image]]:
+    """PICTURES pictures each of `count` individuals whose seeds lie outside those of training and of the gallery."""
+    rng = random.Random(f"others/{kind}")
+    people = [sample_identity(rng, kind, base=FRESH) for _ in range(count)]
+    return [portraits(who, rng.sample(SCENES, PICTURES), rng) for who in people]
 
 
 def _portrait(rng: random.Random, identity: Identity, background: str) -> Scene:
