@@ -93,7 +93,8 @@ def _training(records: dict[str, dict]) -> str:
             [f"pretrain.minutes={record['minutes']}"] if record.get("minutes") else []
         )
         settings = json.dumps(record["settings"])
-        rows.append(f"- `python -m cdiff task=pretrain {' '.join(words)}`: `{settings}`")
+        note = f". {record['note']}" if record.get("note") else ""  # written by hand where a stage went another way
+        rows.append(f"- `python -m cdiff task=pretrain {' '.join(words)}`: `{settings}`{note}")
     return "\n".join([*rows, ""])
 
 
