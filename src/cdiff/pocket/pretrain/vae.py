@@ -53,7 +53,7 @@ def gradients(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def reconstruction_loss(decoded: torch.Tensor, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Absolute and squared error, and the same error of the picture's gradients, which keeps outlines sharp."""
-    pixel = F.l1_loss(decoded, images) + 4.0 * F.mse_loss(decoded, images)
+    pixel = F.l1_loss(decoded, images) + 8.0 * F.mse_loss(decoded, images)
     edge = sum(F.l1_loss(a, b) for a, b in zip(gradients(decoded), gradients(images)))
     return pixel, edge
 
@@ -90,7 +90,7 @@ def train_vae(pictures: Pictures, settings: dict, minutes: float | None, folder:
         pixel, edge = reconstruction_loss(decoded, images)
         kl = 0.5 * (mean.pow(2) + logvar.exp() - 1 - logvar).mean()
         psnr = -10 * torch.log10((decoded.detach().clamp(-1, 1) - images).pow(2).mean() / 4)
-        return {"loss": pixel + edge + settings["kl_weight"] * kl, "pixel": pixel, "kl": kl, "psnr": psnr}
+        return {"loss": pixel + 0.5 * edge + settings["kl_weight"] * kl, "pixel": pixel, "kl": kl, "psnr": psnr}
 
     vae_average, steps = fit(vae, loss_of, settings, minutes, log)
     if not settings.get("decoder_only"):

@@ -8,7 +8,6 @@ from functools import lru_cache
 from PIL import Image
 
 from cdiff.pocket.world import scenes_indoor, scenes_land, scenes_nature
-from cdiff.pocket.world.canvas import Frame
 from cdiff.pocket.world.spec import SCENES
 
 VARIANTS = 48
@@ -55,19 +54,3 @@ def ground(name: str, seed: int) -> tuple[float, float]:
     """The range of y (0 top, 1 bottom) on which subjects may stand in this variant, farthest first."""
     _, horizon = _start(name, seed)
     return 1.0 - horizon + _GAP.get(name, 0.08), 0.94
-
-
-def foreground(frame: Frame, name: str, seed: int) -> None:
-    """A few cheap things before the subject's feet; `frame` is the subject's own (origin at its feet)."""
-    turn = (seed % 5) * 0.03
-    if name == "water":
-        frame.ellipse(0.0, -0.05, 0.56, 0.09, (96, 168, 206), alpha=150)
-        for x, y, w in ((-0.22 + turn, 0.0, 0.2), (0.16, -0.04, 0.26), (-0.08, -0.09, 0.2 + turn)):
-            frame.ellipse(x, y, w, 0.016, (240, 250, 255), alpha=190)
-    elif name == "snow":
-        for x, w in ((-0.3 + turn, 0.17), (0.02, 0.2), (0.32 - turn, 0.15)):
-            frame.ellipse(x, -0.035, w, 0.05, (247, 250, 255))
-    elif name in ("grass", "mountain", "jungle"):
-        fill = (62, 138, 62) if name != "jungle" else (44, 112, 66)
-        for x in (-0.38 + turn, -0.16, 0.1 + turn, 0.34):
-            frame.polygon([(x - 0.05, -0.05), (x + 0.05, -0.05), (x + 0.03, 0.07), (x, 0.0), (x - 0.03, 0.09)], fill)
