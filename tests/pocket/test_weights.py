@@ -64,3 +64,13 @@ def test_the_first_command_in_short(concept):
     drawn = [Image.open(file) for file in Path("run/samples").glob("*-?.png")]
     assert len(drawn) == 8 and all(image.size == (128, 128) for image in drawn)
     assert "<new1>" in drawn[0].info["prompt"]
+
+
+def test_a_run_is_scored_by_the_shipped_models():
+    words = ["train.steps=1", "augment.views=2", "sampler.steps=1", "logger=none", "train.then=[]", "output=run"]
+    assert main(["task=train", "concept=dog", *words]) == 0
+    scored = ["task=evaluate", "run=run", "protocol=quick", "logger=none", "sampler.steps=1", "images_per_prompt=1"]
+    assert main(scored) == 0
+    [file] = Path("run/evaluation").rglob("metrics.json")
+    overall = json.loads(file.read_text())["overall"]
+    assert {"clip_t", "clip_i", "dino_i", "recognized", "attr_class", "attr_scene"} <= set(overall)

@@ -74,6 +74,12 @@ class Family:
         empty = np.empty(0, np.float32)
         return {metric: np.concatenate([part[metric] for part in parts] or [empty]) for metric in self.metrics}
 
+    def fingerprint(self) -> str:
+        """Changes with whatever changes the numbers: weights, precision, device."""
+        self.load()
+        how = f"1 {self.place.dtype} {self.place.device.type} {fingerprint(self.folder)}"
+        return hashlib.sha256(how.encode()).hexdigest()
+
     def prepare(self, image: Image.Image) -> Any:
         raise NotImplementedError
 

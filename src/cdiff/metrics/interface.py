@@ -61,6 +61,9 @@ class Scorer(Protocol):
     def load(self) -> None:
         """Read the model now. Raises UserError when it is missing, broken or of another kind."""
 
+    def fingerprint(self) -> str:
+        """Changes with whatever changes the numbers: weights, preprocessing, precision, device."""
+
     def score(
         self, images: Sequence[Image.Image], prompts: Sequence[str], reference: Reference | None = None
     ) -> dict[str, np.ndarray]:
