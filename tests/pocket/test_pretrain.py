@@ -16,7 +16,8 @@ import torch
 
 from cdiff.errors import UserError
 from cdiff.pocket.pretrain import run_stage
-from cdiff.pocket.pretrain.loop import average_gradients, fit
+from cdiff.pocket.pretrain.loop import SETTLE, average_gradients, fit
+from cdiff.pocket.pretrain.vae import LATENT_CHANNELS
 from cdiff.pocket.pretrain.tokenizer import build_tokenizer
 
 COMMON = {"steps": 2, "batch_size": 4, "learning_rate": 1e-3}
@@ -25,6 +26,7 @@ VISION = TOWER | {"patch_size": 32}
 NOISE = {"min_snr_gamma": 5.0, "caption_drop": 0.5, "save_every": 0.0}
 SETTINGS = {
     "pictures": {"shard": 16},
+    "judge": {"shard": 16, "pictures": 16},
     "clips": {"clips": 4, "shard": 2},
     "vae": COMMON | {"channels": [16, 16, 16, 16], "kl_weight": 1e-5},
     "clip": COMMON | {"text": TOWER, "vision": VISION},
@@ -47,7 +49,7 @@ def make(stage: str, folder: Path, said: list | None = None, minutes=None, deadl
 def made(tmp_path_factory) -> Path:
     """All stages in their order, in one folder."""
     folder = tmp_path_factory.mktemp("pretrain")
-    for stage in ("pictures", "clips", "vae", "clip", "probe", "identity", "blip", "unet", "motion"):
+    for stage in ("pictures", "judge", "clips", "vae", "clip", "probe", "identity", "blip", "unet", "motion"):
         record = make(stage, folder)
         assert record.get("steps", 2) == 2
     return folder
@@ -176,7 +178,7 @@ def test_an_untrained_adapter_changes_nothing(made):
     model = joined(unet, adapter)
     trained = {id(p) for p in model.parameters() if p.requires_grad}
     assert trained == {id(p) for p in adapter.parameters()}
-    clip, text = torch.randn(1, 8, 3, 16, 16), torch.randn(3, 77, 32)
+    clip, text = torch.randn(1, LATENT_CHANNELS, 3, 16, 16), torch.randn(3, 77, 32)
     with torch.no_grad():
         moved = model(clip, torch.tensor([500]), text, return_dict=False)[0]
         single = unet(clip[0].transpose(0, 1), torch.tensor([500] * 3), text, return_dict=False)[0]
@@ -197,10 +199,10 @@ def test_whiten_keeps_the_reconstruction_and_evens_the_latents(made):
         whiten(vae, before.mean)
         after = vae.encode(images).latent_dist
         assert torch.allclose(vae.decode(after.mean).sample, decoded, atol=2e-4)
-        assert torch.allclose(after.mean.mean((0, 2, 3)), torch.zeros(8), atol=1e-4)
-        assert torch.allclose(after.mean.std((0, 2, 3)), torch.ones(8), atol=1e-3)
+        assert torch.allclose(after.mean.mean((0, 2, 3)), torch.zeros(LATENT_CHANNELS), atol=1e-4)
+        assert torch.allclose(after.mean.std((0, 2, 3)), torch.ones(LATENT_CHANNELS), atol=1e-3)
         ratio = after.std / before.std  # the posterior is as wide as before, in the new units
-        assert torch.allclose(ratio.std((0, 2, 3)), torch.zeros(8), atol=1e-3)
+        assert torch.allclose(ratio.std((0, 2, 3)), torch.zeros(LATENT_CHANNELS), atol=1e-3)
 
 
 def test_decoder_only_keeps_the_encoder_bit_identical(copied):
@@ -223,16 +225,29 @@ def test_a_stage_without_what_it_needs_says_so(made, tmp_path):
     (tmp_path / "half").mkdir()
     for data in ("pictures", "clips"):
         shutil.copytree(made / data, tmp_path / "half" / data)
-    with pytest.raises(UserError, match="base/vae"):
-        make("unet", tmp_path / "half")
-    with pytest.raises(UserError, match="base/vae"):
-        make("motion", tmp_path / "half")
+    for stage in ("unet", "motion"):
+        with pytest.raises(UserError, match=f"stage {stage} needs the weights of stage vae"):
+            make(stage, tmp_path / "half")
+    with pytest.raises(UserError, match="no weights of stage vae came in time"):
+        make("unet", tmp_path / "half", wait=True, patience=0.0)
     with pytest.raises(UserError, match="other settings"):
         make("clips", tmp_path / "half", shard=3)
     for file in (tmp_path / "half" / "pictures").glob("*.npy"):
         file.unlink()
     with pytest.raises(UserError, match="in time"):
         make("vae", tmp_path / "half", patience=0.0)
+
+
+def test_a_stage_that_waits_takes_the_weights_it_waited_for(copied):
+    """The same seed and steps, whether the text encoder was there from the first or came later."""
+    from safetensors.torch import load_file
+
+    file = copied / "weights" / "base" / "unet" / "diffusion_pytorch_model.safetensors"
+    make("unet", copied)
+    plain = load_file(file)
+    make("unet", copied, wait=True, text=TOWER, patience=5.0)
+    waited = load_file(file)
+    assert all(torch.equal(plain[name], waited[name]) for name in plain)
 
 
 def test_a_text_encoder_of_another_vocabulary_is_refused(copied):
@@ -277,20 +292,23 @@ def test_saves_on_the_way_for_a_run_that_is_cut_off(copied):
 
 
 class Slow:
-    """A one-weight model whose first steps "compile"."""
+    """A one-weight model whose first two steps "compile"."""
 
     def __init__(self, first: float, later: float):
         self.module, self.first, self.later = torch.nn.Linear(1, 1), first, later
         self.rates: list[float] = []
 
-    def __call__(self, step: int) -> dict[str, torch.Tensor]:
+    def draw(self, step: int) -> tuple[torch.Tensor, ...]:
         time.sleep(self.first if step < 2 else self.later)
-        return {"loss": self.module(torch.ones(1, 1)).sum()}
+        return (torch.ones(1, 1),)
+
+    def loss_of(self, ones: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": self.module(ones).sum()}
 
 
 def run_slow(model: Slow, minutes: float | None, **settings) -> tuple[int, float]:
     start = time.time()
-    _, steps = fit(model.module, model, {"learning_rate": 0.1} | settings, minutes, lambda line: None)
+    _, steps = fit(model.module, model.draw, model.loss_of, {"learning_rate": 0.1} | settings, minutes, lambda line: None)
     return steps, time.time() - start
 
 
@@ -305,7 +323,38 @@ def test_a_deadline_ends_a_run_of_steps_or_minutes():
     steps, seconds = run_slow(Slow(0.05, 0.002), 10.0, deadline=time.time() + 0.5)
     assert steps > 5 and seconds < 10.0
     steps, _ = run_slow(Slow(0.1, 0.002), 10.0, deadline=time.time() + 0.05)  # spent by compiling
-    assert steps == 2
+    assert steps == SETTLE
+
+
+def test_the_average_follows_and_forgets_the_start():
+    """Against the recursion of its definition, in float64."""
+    model = Slow(0.0, 0.0)
+    start = [p.detach().double().clone() for p in model.module.parameters()]
+    seen: list[list[torch.Tensor]] = []
+
+    def loss_of(ones: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen.append([p.detach().double().clone() for p in model.module.parameters()])
+        return model.loss_of(ones)
+
+    settings = {"learning_rate": 0.1, "ema": 0.9, "steps": 40, "weight_decay": 0.0}
+    average, _ = fit(model.module, model.draw, loss_of, settings, None, lambda line: None)
+    seen.append([p.detach().double().clone() for p in model.module.parameters()])
+    expected = start
+    for count, current in enumerate(seen[1:], 1):
+        keep = min(0.9, (1 + count) / (10 + count))
+        expected = [keep * e + (1 - keep) * c for e, c in zip(expected, current)]
+    for mine, other in zip(average.parameters(), expected):
+        assert torch.allclose(mine.double(), other, atol=1e-5)
+    assert not any(p.requires_grad for p in average.parameters())
+
+
+def test_the_judge_sees_what_training_never_shows(made):
+    from cdiff.pocket.pretrain.pictures import scene_at
+    from cdiff.pocket.world.sample import is_held_out
+
+    assert not any(is_held_out(scene_at(i)) for i in range(2000))
+    assert sum(is_held_out(scene_at(i, "judge")) for i in range(2000)) > 20
+    assert json.loads((made / "judge" / "pictures.json").read_text())["split"] == "judge"
 
 
 def test_compile_can_be_switched_off():

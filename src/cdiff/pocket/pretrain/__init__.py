@@ -11,11 +11,13 @@ from pathlib import Path
 
 from cdiff.errors import UserError
 
-STAGES = ("pictures", "clips", "vae", "clip", "probe", "identity", "blip", "unet", "motion", "scores", "card")
-NEEDS = {
-    "unet": ("base/vae", "base/text_encoder"),
-    "motion": ("base/vae", "base/text_encoder", "base/unet"),
-}
+STAGES = (
+    *("pictures", "judge", "clips"),  # render
+    *("vae", "clip", "probe", "identity", "blip", "unet", "motion"),  # train
+    *("scores", "card"),
+)
+NEEDS = {"unet": ("vae", "clip"), "motion": ("vae", "clip", "unet")}  # the stages it stands on
+DATA = {"motion": ("clips", "clips"), "probe": ("judge", "pictures")}  # stage -> folder, and what it holds
 UNIX = 1e8  # a deadline above this is a time of the clock, below it minutes from the stage's start
 
 
@@ -42,11 +44,12 @@ def run_stage(
     start, weights = time.time(), folder / "weights"
     if deadline is not None:
         settings = settings | {"deadline": deadline if deadline > UNIX else start + 60 * deadline}
-    if stage == "pictures":
+    if stage in ("pictures", "judge"):
         from cdiff.pocket.pretrain.pictures import SHARD, render_pictures
 
-        render_pictures(folder / "pictures", pictures, workers, log, settings.get("shard", SHARD))
-        return {"pictures": pictures}
+        count, split = settings.get("pictures", pictures), "train" if stage == "pictures" else stage
+        render_pictures(folder / stage, count, workers, log, settings.get("shard", SHARD), split)
+        return {"pictures": count}
     if stage == "clips":
         from cdiff.pocket.pretrain.clips import SHARD, render_clips
 
@@ -56,18 +59,31 @@ def run_stage(
         from cdiff.pocket.pretrain.card import write_card
 
         return {"card": str(write_card(weights))}
-    data = "clips" if stage == "motion" else "pictures"
-    if not (folder / data / f"{data}.json").exists():
+    data, kind = DATA.get(stage, ("pictures", "pictures"))
+    if not (folder / data / f"{kind}.json").exists():
         raise UserError(
-            f"no {data} in {folder / data}: run task=pretrain pretrain.stage={data} first "
+            f"no {kind} in {folder / data}: run task=pretrain pretrain.stage={data} first "
             "(it may go on rendering while the models train)"
         )
     for need in NEEDS.get(stage, ()):
-        if not (weights / need).is_dir():
-            raise UserError(f"stage {stage} needs {weights / need}: run the stage that makes it first")
+        if not (record_of(weights, need).exists() or settings.get("wait")):
+            raise UserError(f"stage {stage} needs the weights of stage {need} in {weights}: run that one first")
     if stage != "motion":
         settings = {"pictures": pictures} | settings
     return _train(stage, folder / data, weights, settings, minutes, device, log)
+
+
+def record_of(weights: Path, stage: str) -> Path:
+    """Written when a stage has ended and its weights are whole."""
+    return weights / "training" / f"{stage}.json"
+
+
+def wait_for_stages(weights: Path, stage: str, settings: dict) -> None:
+    """With settings["wait"] a stage starts beside those that it stands on, and here waits for their end."""
+    from cdiff.pocket.pretrain.loop import wait_for
+
+    for need in NEEDS[stage]:
+        wait_for(record_of(weights, need).exists, f"weights of stage {need}", settings)
 
 
 def _train(
@@ -85,6 +101,7 @@ def _train(
         log = _silent
     if device == "cuda":
         torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True  # the shapes never change
     weights.mkdir(parents=True, exist_ok=True)
     start = time.time()
     train = getattr(importlib.import_module(f"cdiff.pocket.pretrain.{stage}"), f"train_{stage}")
@@ -102,7 +119,7 @@ def _train(
         "torch": torch.__version__,
         "date": datetime.date.today().isoformat(),
     }
-    path = weights / "training" / f"{stage}.json"
+    path = record_of(weights, stage)
     path.parent.mkdir(exist_ok=True)
     if state.is_main_process:
         path.write_text(json.dumps(record, indent=1) + "\n")

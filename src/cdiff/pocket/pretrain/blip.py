@@ -66,7 +66,9 @@ def mask_of(ids: torch.Tensor, end: int) -> torch.Tensor:
 
 def hard_negatives(similarity: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
     """For each row of a (N, N) similarity another column, likelier the more alike (eq. in BLIP's section 3.2)."""
-    return torch.multinomial(similarity.softmax(-1).masked_fill(same, 0.0) + 1e-9 * ~same + 1e-20, 1).squeeze(1)
+    share = similarity.softmax(-1).masked_fill(same, 0.0) + 1e-9 * ~same + 1e-20
+    # the largest of share / Exp(1) falls on each column with its share; multinomial would wait for the device
+    return (share / torch.empty_like(share).exponential_()).argmax(-1)
 
 
 def train_blip(pictures: Pictures, settings: dict, minutes: float | None, folder: Path, log) -> int:
@@ -103,14 +105,16 @@ def train_blip(pictures: Pictures, settings: dict, minutes: float | None, folder
         a, b = torch.cat([every, every, image]), torch.cat([every, text, every])
         return F.cross_entropy(pairs(seen[a], ids[b], mask[b]).float(), target)
 
-    def loss_of(step: int) -> dict[str, torch.Tensor]:
+    def draw(step: int) -> tuple[torch.Tensor, ...]:
         if step % 10 == 0:
             pictures.refresh()
         index = torch.randint(len(pictures), (size,), device=device)
         variant = torch.randint(len(CAPTIONS), (size,), device=device)
-        ids = pictures.captions(index, variant, WORDS, tokenizer.pad_token_id)
+        return distort(pictures.images(index)), pictures.captions(index, variant, WORDS, tokenizer.pad_token_id)
+
+    def loss_of(images: torch.Tensor, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         mask = mask_of(ids, tokenizer.eos_token_id)
-        seen, image, text = forward(distort(pictures.images(index)), ids, mask)
+        seen, image, text = forward(images, ids, mask)
         with torch.autocast(device.type, enabled=False):
             image, text = image.float(), text.float()
             scale = holder.log_scale.exp().clamp(max=100)
@@ -120,7 +124,7 @@ def train_blip(pictures: Pictures, settings: dict, minutes: float | None, folder
         hits = (cosines.argmax(1) == torch.arange(size, device=device)).float().mean()
         return {"loss": itc + settings["itm_weight"] * itm, "itc": itc, "itm": itm, "top1": hits}
 
-    average, steps = fit(holder, loss_of, settings, minutes, log)
+    average, steps = fit(holder, draw, loss_of, settings, minutes, log)
     if PartialState().is_main_process:
         save_blip(average.model, tokenizer, folder / "blip")
     return steps

@@ -92,21 +92,23 @@ def train_clip(pictures: Pictures, settings: dict, minutes: float | None, folder
 
     forward = compiled(features, device, settings)
 
-    def loss_of(step: int) -> dict[str, torch.Tensor]:
+    def draw(step: int) -> tuple[torch.Tensor, ...]:
         if step % 10 == 0:
             pictures.refresh()
         index = torch.randint(len(pictures), (size,), device=device)
         variant = torch.randint(len(CAPTIONS), (size,), device=device)
         # every caption is shorter than WORDS; the causal mask makes the padding behind the end token irrelevant
-        ids = pictures.captions(index, variant, 48, tokenizer.pad_token_id)
-        image, text = forward(distort(pictures.images(index)), ids)
+        return distort(pictures.images(index)), pictures.captions(index, variant, 48, tokenizer.pad_token_id)
+
+    def loss_of(images: torch.Tensor, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        image, text = forward(images, ids)
         with torch.autocast(device.type, enabled=False):
             image, text = image.float(), text.float()
             loss = contrastive_loss(image, text, model.logit_scale.exp().clamp(max=100), ids)
         hits = ((image @ text.T).argmax(1) == torch.arange(size, device=device)).float().mean()
         return {"loss": loss, "top1": hits}
 
-    average, steps = fit(model, loss_of, settings, minutes, log)
+    average, steps = fit(model, draw, loss_of, settings, minutes, log)
     if PartialState().is_main_process:
         save_clip(average, tokenizer, folder)
     return steps

@@ -39,10 +39,13 @@ def pair_loss(first: torch.Tensor, second: torch.Tensor, temperature: float) -> 
 
 
 class Pairs:
-    """Draws two pictures of each of many individuals of one kind; pictures with two subjects are left out."""
+    """Draws two pictures of each of many individuals of one kind; pictures with two subjects are left out.
 
-    def __init__(self, pictures: Pictures):
-        self.pictures, self.known = pictures, 0
+    A batch holds `count` pairs, or fewer where the pictures there at the start have not so many individuals of a kind.
+    """
+
+    def __init__(self, pictures: Pictures, count: int):
+        self.pictures, self.count, self.known = pictures, count, 0
         self.groups: list[torch.Tensor] = []
 
     def update(self) -> None:
@@ -54,12 +57,14 @@ class Pairs:
         self.usable = alone
         kind = labels[:, 0, 1]
         enough = alone.sum(1) >= 2
-        self.groups = [torch.nonzero((kind == k) & enough).squeeze(1) for k in range(len(KINDS))]
+        groups = [torch.nonzero((kind == k) & enough).squeeze(1) for k in range(len(KINDS))]
+        self.groups = [group for group in groups if len(group) > 1]
+        self.count = min([self.count, *map(len, self.groups)])
 
-    def draw(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def draw(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Indices of pictures (B,) and of their partners (B,)."""
-        groups = self.groups[int(torch.randint(len(KINDS), ()))]
-        chosen = groups[torch.randperm(len(groups), device=groups.device)[:count]]
+        groups = self.groups[int(torch.randint(len(self.groups), ()))]
+        chosen = groups[torch.randperm(len(groups), device=groups.device)[: self.count]]
         order = torch.rand(len(chosen), GROUP, device=groups.device) + 9.0 * ~self.usable[chosen]
         two = order.argsort(1)[:, :2]
         return chosen * GROUP + two[:, 0], chosen * GROUP + two[:, 1]
@@ -70,22 +75,23 @@ def train_identity(pictures: Pictures, settings: dict, minutes: float | None, fo
     torch.manual_seed(4)
     model = build_identity(settings.get("vision", {})).to(device)
     part_ways(4)
-    pairs = Pairs(pictures)
+    pairs = Pairs(pictures, settings["batch_size"])
     forward = compiled(lambda images: F.normalize(model(images).last_hidden_state[:, 0], dim=-1), device, settings)
 
-    def loss_of(step: int) -> dict[str, torch.Tensor]:
+    def draw(step: int) -> tuple[torch.Tensor, ...]:
         if step % 10 == 0:
             pictures.refresh()
             pairs.update()
-        a, b = pairs.draw(settings["batch_size"])
-        features = forward(distort(pictures.images(torch.cat([a, b])))).float()
-        first, second = features.chunk(2)
+        return (distort(pictures.images(torch.cat(pairs.draw()))),)
+
+    def loss_of(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        first, second = forward(images).float().chunk(2)
         with torch.autocast(device.type, enabled=False):
             loss = pair_loss(first, second, settings["temperature"])
-        top1 = ((first @ second.T).argmax(1) == torch.arange(len(a), device=device)).float().mean()
+        top1 = ((first @ second.T).argmax(1) == torch.arange(len(first), device=device)).float().mean()
         return {"loss": loss, "top1": top1}
 
-    average, steps = fit(model, loss_of, settings, minutes, log)
+    average, steps = fit(model, draw, loss_of, settings, minutes, log)
     if PartialState().is_main_process:
         save_half(average, folder / "identity")
         size = {"height": RESOLUTION, "width": RESOLUTION}

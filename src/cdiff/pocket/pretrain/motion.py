@@ -87,7 +87,7 @@ def train_motion(clips: Path, device: torch.device, settings: dict, minutes: flo
 
     forward = compiled(noise_loss, device, settings)
 
-    def loss_of(step: int) -> dict[str, torch.Tensor]:
+    def draw(step: int) -> tuple[torch.Tensor, ...]:
         if step % 10 == 0:
             latents.refresh()
         index = torch.randint(latents.filled, (size,), device=device)
@@ -97,10 +97,15 @@ def train_motion(clips: Path, device: torch.device, settings: dict, minutes: flo
         dropped = torch.rand(size, 1, device=device) < settings["caption_drop"]
         clean = latents.latents[index].float().transpose(1, 2).contiguous()
         timesteps = torch.randint(0, len(alphas), (size,), device=device)
-        each = forward(clean, torch.where(dropped, empty, ids), torch.randn_like(clean), timesteps)
+        return clean, torch.where(dropped, empty, ids), torch.randn_like(clean), timesteps
+
+    def loss_of(
+        clean: torch.Tensor, ids: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        each = forward(clean, ids, noise, timesteps)
         return {"loss": (weights[timesteps] * each).mean(), "mse": each.mean()}
 
-    average, steps = fit(adapter, loss_of, settings, minutes, log, lambda average: save_motion(average, folder))
+    average, steps = fit(adapter, draw, loss_of, settings, minutes, log, lambda average: save_motion(average, folder))
     if PartialState().is_main_process:
         save_motion(average, folder)
     log(f"trained on {latents.filled} clips")

@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,11 @@ MOVING = 0.15  # share of the pictures whose subject is caught in a movement, as
 
 
 def scene_at(index: int, split: str = "train", base: int = 0) -> Scene:
-    """The scene of picture `index`; GROUP neighbours share their main identity."""
-    group = random.Random(f"{split}/identity/{index // GROUP}")
-    identity = sample_identity(group, group.choice(KINDS), base=base)
-    scene = sample_scene(random.Random(f"{split}/{index}"), identity, base=base)
+    """The scene of picture `index`; GROUP neighbours share their main identity. Only the split "judge", for the probe,
+    shows the combinations that are held out of training: a judge that never saw them would not believe them."""
+    group, everything = random.Random(f"{split}/identity/{index // GROUP}"), split == "judge"
+    identity = sample_identity(group, group.choice(KINDS), base=base, everything=everything)
+    scene = sample_scene(random.Random(f"{split}/{index}"), identity, base=base, everything=everything)
     moves = random.Random(f"{split}/moves/{index}")
     return stirred(scene, moves) if moves.random() < MOVING else scene
 
@@ -47,7 +49,7 @@ def labels_of(scene: Scene) -> list[int]:
     return row + [-1] * (7 - len(row))
 
 
-def render_shard(folder: str, shard: int, size: int) -> int:
+def render_shard(folder: str, shard: int, size: int, split: str = "train") -> int:
     """Writes pictures [shard * size, (shard + 1) * size) as `NNNN-*.npy`; the pixels come last."""
     from cdiff.pocket.pretrain.tokenizer import build_tokenizer
 
@@ -58,7 +60,7 @@ def render_shard(folder: str, shard: int, size: int) -> int:
     texts: list[str] = []
     for row in range(size):
         index = shard * size + row
-        scene = scene_at(index)
+        scene = scene_at(index, split)
         pixels[row] = np.asarray(render(scene, RESOLUTION))
         labels[row] = labels_of(scene)
         words = random.Random(f"caption/{index}")
@@ -77,10 +79,11 @@ def write_arrays(folder: str, shard: int, arrays: dict[str, np.ndarray]) -> None
         os.replace(part, Path(folder) / f"{shard:04d}-{name}.npy")
 
 
-def render_pictures(folder: Path, count: int, workers: int, log, size: int = SHARD) -> None:
+def render_pictures(folder: Path, count: int, workers: int, log, size: int = SHARD, split: str = "train") -> None:
     """Renders `count` training pictures in shards of `size`; shards that exist are kept."""
-    about = {"resolution": RESOLUTION, "shard": size, "group": GROUP}
-    render_shards(render_shard, folder, "pictures", about, -(-count // size), workers, log)
+    about = {"resolution": RESOLUTION, "shard": size, "group": GROUP, "split": split}
+    worker = partial(render_shard, split=split)
+    render_shards(worker, folder, "pictures", about, -(-count // size), workers, log)
 
 
 def render_shards(worker: Callable, folder: Path, name: str, about: dict, shards: int, workers: int, log) -> None:

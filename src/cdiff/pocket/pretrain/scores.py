@@ -14,7 +14,7 @@ from PIL import Image
 from cdiff.pocket.probe import Probe
 from cdiff.pocket.world.captions import PLACES, WORN, article, caption
 from cdiff.pocket.world.render import render
-from cdiff.pocket.world.sample import FRESH, HELD_OUT, sample_identity, sample_scene
+from cdiff.pocket.world.sample import FRESH, HELD_OUT, compose, sample_identity, sample_scene
 from cdiff.pocket.world.spec import ACCESSORIES, COLORS, KINDS, SCENES, Scene
 
 Draw = Callable[[list[str]], list[Image.Image]]
@@ -51,18 +51,53 @@ def score_vae(folder: Path, device: str, count: int = 500) -> dict[str, float]:
     }
 
 
-def score_probe(folder: Path, device: str, count: int = 2000) -> dict[str, float]:
-    """Share of fresh renders (one or two subjects, unseen identities) read right, per attribute."""
+def score_probe(folder: Path, device: str, count: int = 2000, held: int = 540) -> dict[str, float]:
+    """Share of fresh renders (one or two subjects, unseen identities) read right, per attribute.
+
+    Further: the same after the VAE (`decoded`), and renders of the held-out prompts in which everything that the
+    prompt says is read right (`held_out`): the most that a perfect base could score.
+    """
     probe = Probe(folder / "probe", device)
+    scenes = [fresh_scene(i) for i in range(count)]
+    images = [render(scene) for scene in scenes]
+    out = _read_right(probe, scenes, images)
+    if (folder / "base" / "vae").is_dir():
+        decoded = _read_right(probe, scenes[: count // 2], _through_vae(folder, device, images[: count // 2]))
+        out |= {f"decoded_{name}": value for name, value in decoded.items()}
+    asked = [wanted for _, wanted in held_out_prompts(held)]
+    shown = probe.read([render(_scene_of(wanted, i)) for i, wanted in enumerate(asked)])
+    verdicts = [judge(*pair) for pair in zip(asked, shown)]
+    return out | {"held_out_everything": share([all(v is not False for v in verdict.values()) for verdict in verdicts])}
+
+
+def _read_right(probe: Probe, scenes: list[Scene], images: list[Image.Image]) -> dict[str, float]:
     hits: dict[str, list[bool]] = {"class": [], "scene": [], "accessory": [], "color": []}
-    for start in range(0, count, 100):
-        scenes = [fresh_scene(i) for i in range(start, min(start + 100, count))]
-        for scene, seen in zip(scenes, probe.read([render(s) for s in scenes])):
-            hits["class"].append({s.identity.kind for s in scene.subjects} == set(seen.kinds))
-            hits["scene"].append(scene.background == seen.scene)
-            hits["accessory"].append({s.accessory for s in scene.subjects if s.accessory} == set(seen.accessories))
-            hits["color"] += [seen.colors.get(s.identity.kind) == s.identity.color for s in scene.subjects]
+    for scene, seen in zip(scenes, probe.read(images)):
+        hits["class"].append({s.identity.kind for s in scene.subjects} == set(seen.kinds))
+        hits["scene"].append(scene.background == seen.scene)
+        hits["accessory"].append({s.accessory for s in scene.subjects if s.accessory} == set(seen.accessories))
+        hits["color"] += [seen.colors.get(s.identity.kind) == s.identity.color for s in scene.subjects]
     return {name: share(values) for name, values in hits.items()}
+
+
+@torch.inference_mode()
+def _through_vae(folder: Path, device: str, images: list[Image.Image]) -> list[Image.Image]:
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(folder / "base" / "vae", dtype=torch.float32).to(device).eval()
+    out = []
+    for start in range(0, len(images), 50):
+        decoded = vae.decode(vae.encode(pixels_of(images[start : start + 50]).to(device)).latent_dist.mode()).sample
+        bytes_ = decoded.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        out += [Image.fromarray(array) for array in bytes_]
+    return out
+
+
+def _scene_of(wanted: dict, index: int) -> Scene:
+    """A scene that shows what a held-out prompt asks for, of an individual that training never saw."""
+    [kind], rng = wanted["kinds"], random.Random(f"shown/{index}")
+    identity = sample_identity(rng, kind, wanted["colors"][kind], base=FRESH, everything=True)
+    return compose(rng, identity, wanted["scene"], next(iter(wanted["accessories"]), None))
 
 
 @torch.inference_mode()

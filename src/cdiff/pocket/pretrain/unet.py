@@ -11,7 +11,9 @@ from accelerate import PartialState
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from cdiff.pocket.pretrain.loop import compiled, fit, part_ways, save_half
+from cdiff.pocket.pretrain import wait_for_stages
+from cdiff.pocket.pretrain.clip import build_clip
+from cdiff.pocket.pretrain.loop import compiled, fit, half_precision, part_ways, save_half
 from cdiff.pocket.pretrain.pictures import CAPTIONS, Pictures
 from cdiff.pocket.pretrain.tokenizer import MAX_LENGTH, build_tokenizer, check_vocabulary
 from cdiff.pocket.pretrain.vae import LATENT_CHANNELS
@@ -80,16 +82,14 @@ def min_snr_weight(alphas_cumprod: torch.Tensor, gamma: float) -> torch.Tensor:
 
 def train_unet(pictures: Pictures, settings: dict, minutes: float | None, folder: Path, log) -> int:
     device = pictures.device
-    torch.manual_seed(2)
     tokenizer = build_tokenizer()
-    check_vocabulary(tokenizer, folder / "base" / "tokenizer")
-    vae = AutoencoderKL.from_pretrained(folder / "base" / "vae", dtype=torch.float32).to(device).eval()
-    text_encoder = (
-        CLIPTextModel.from_pretrained(folder / "base" / "text_encoder", dtype=torch.float32)
-        .to(device)
-        .eval()
-        .requires_grad_(False)
-    )
+    text_folder, wait = folder / "base" / "text_encoder", settings.get("wait", False)
+    if wait:  # its weights come later
+        text_encoder = CLIPTextModel(build_clip(tokenizer, settings.get("text", {}), {}).config.text_config)
+    else:
+        text_encoder = CLIPTextModel.from_pretrained(text_folder, dtype=torch.float32)
+    text_encoder = text_encoder.to(device).eval().requires_grad_(False)
+    torch.manual_seed(2)
     unet = build_unet(settings.get("channels", (96, 160)), text_encoder.config.hidden_size).to(
         device, memory_format=torch.channels_last
     )
@@ -97,9 +97,6 @@ def train_unet(pictures: Pictures, settings: dict, minutes: float | None, folder
     scheduler = DDPMScheduler(**SCHEDULE)
     alphas = scheduler.alphas_cumprod.to(device)
     weights = min_snr_weight(alphas, settings["min_snr_gamma"])
-    latents = Latents(pictures, vae, settings["latents"])
-    for _ in range(settings.get("first_shards", 5)):
-        latents.refresh()
     empty = torch.tensor(tokenizer([""], padding="max_length", max_length=MAX_LENGTH).input_ids, device=device)
     size = settings["batch_size"]
 
@@ -114,8 +111,22 @@ def train_unet(pictures: Pictures, settings: dict, minutes: float | None, folder
         return (predicted.float() - noise).pow(2).mean(dim=(1, 2, 3))
 
     forward = compiled(noise_loss, device, settings)
+    if wait:  # compile meanwhile
+        clean = torch.zeros(size, LATENT_CHANNELS, 16, 16, device=device)
+        timesteps = torch.zeros(size, dtype=torch.long, device=device)
+        with half_precision(device):
+            loss = forward(clean, empty.expand(size, -1).contiguous(), torch.zeros_like(clean), timesteps)
+        loss.mean().backward()
+        log("compiled, waits for the stages it stands on")
+        wait_for_stages(folder, "unet", settings)
+        text_encoder.load_state_dict(CLIPTextModel.from_pretrained(text_folder, dtype=torch.float32).state_dict())
+    check_vocabulary(tokenizer, folder / "base" / "tokenizer")
+    vae = AutoencoderKL.from_pretrained(folder / "base" / "vae", dtype=torch.float32).to(device).eval()
+    latents = Latents(pictures, vae, settings["latents"])
+    for _ in range(settings.get("first_shards", 5)):
+        latents.refresh()
 
-    def loss_of(step: int) -> dict[str, torch.Tensor]:
+    def draw(step: int) -> tuple[torch.Tensor, ...]:
         if step % 25 == 0:
             latents.refresh()
         index = torch.randint(latents.filled, (size,), device=device)
@@ -124,13 +135,17 @@ def train_unet(pictures: Pictures, settings: dict, minutes: float | None, folder
             latents.ids[index, variant].long(), (0, MAX_LENGTH - latents.ids.shape[-1]), value=tokenizer.pad_token_id
         )
         dropped = torch.rand(size, 1, device=device) < settings["caption_drop"]
-        ids = torch.where(dropped, empty, ids)
         clean = latents.latents[index].float()
         timesteps = torch.randint(0, len(alphas), (size,), device=device)
-        each = forward(clean, ids, torch.randn_like(clean), timesteps)
+        return clean, torch.where(dropped, empty, ids), torch.randn_like(clean), timesteps
+
+    def loss_of(
+        clean: torch.Tensor, ids: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        each = forward(clean, ids, noise, timesteps)
         return {"loss": (weights[timesteps] * each).mean(), "mse": each.mean()}
 
-    average, steps = fit(unet, loss_of, settings, minutes, log, lambda average: save_base(average, folder))
+    average, steps = fit(unet, draw, loss_of, settings, minutes, log, lambda average: save_base(average, folder))
     if PartialState().is_main_process:
         save_base(average, folder)
     log(f"trained on {latents.filled} pictures")

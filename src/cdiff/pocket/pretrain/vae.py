@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from cdiff.pocket.pretrain.loop import compiled, fit, part_ways, save_half
 from cdiff.pocket.pretrain.pictures import RESOLUTION, Pictures
 
-LATENT_CHANNELS = 8
+LATENT_CHANNELS = 12
 
 
 def build_vae(channels: Sequence[int] = (32, 64, 96, 128)) -> AutoencoderKL:
@@ -80,11 +80,14 @@ def train_vae(pictures: Pictures, settings: dict, minutes: float | None, folder:
 
     forward = compiled(autoencode, device, settings)
 
-    def loss_of(step: int) -> dict[str, torch.Tensor]:
+    def draw(step: int) -> tuple[torch.Tensor, ...]:
         if step % 20 == 0:
             pictures.refresh()
         images = pictures.images(torch.randint(len(pictures), (settings["batch_size"],), device=device))
         noise = torch.randn(len(images), LATENT_CHANNELS, RESOLUTION // 8, RESOLUTION // 8, device=device)
+        return images, noise.to(memory_format=torch.channels_last)
+
+    def loss_of(images: torch.Tensor, noise: torch.Tensor) -> dict[str, torch.Tensor]:
         decoded, mean, logvar = forward(images, noise)
         decoded, mean, logvar = decoded.float(), mean.float(), logvar.float()
         pixel, edge = reconstruction_loss(decoded, images)
@@ -92,7 +95,8 @@ def train_vae(pictures: Pictures, settings: dict, minutes: float | None, folder:
         psnr = -10 * torch.log10((decoded.detach().clamp(-1, 1) - images).pow(2).mean() / 4)
         return {"loss": pixel + 0.5 * edge + settings["kl_weight"] * kl, "pixel": pixel, "kl": kl, "psnr": psnr}
 
-    vae_average, steps = fit(vae, loss_of, settings, minutes, log)
+    # what is saved on the way is whole but for the whitening: the probe stage may use it
+    vae_average, steps = fit(vae, draw, loss_of, settings, minutes, log, lambda average: save_half(average, place))
     if not settings.get("decoder_only"):
         with torch.no_grad():
             images = pictures.images(torch.arange(min(500, len(pictures)), device=device))

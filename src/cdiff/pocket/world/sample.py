@@ -51,10 +51,15 @@ TALL = ("red hat", "santa hat", "top hat", "crown")  # reach above the head
 
 
 def sample_identity(
-    rng: random.Random, kind: str, color: str | None = None, natural: float = 0.65, base: int = 0
+    rng: random.Random,
+    kind: str,
+    color: str | None = None,
+    natural: float = 0.65,
+    base: int = 0,
+    everything: bool = False,
 ) -> Identity:
-    """An individual of `kind`, never of a held-out colour; its seed lies in [base, base + 2**30)."""
-    while color is None or (kind, color) in HELD_OUT:
+    """An individual of `kind`, of a held-out colour only with `everything`; its seed lies in [base, base + 2**30)."""
+    while color is None or ((kind, color) in HELD_OUT and not everything):
         usual = NATURAL_COLORS.get(kind)
         color = rng.choice(usual) if usual and rng.random() < natural else rng.choice(COLORS)
     return Identity(kind, color, base + rng.randrange(2**30))
@@ -118,13 +123,19 @@ def place_pair(
     return tuple(sorted(made, key=lambda s: s.y))
 
 
-def sample_scene(rng: random.Random, identity: Identity | None = None, base: int = 0, pair: float = 0.16) -> Scene:
+def sample_scene(
+    rng: random.Random,
+    identity: Identity | None = None,
+    base: int = 0,
+    pair: float = 0.16,
+    everything: bool = False,
+) -> Scene:
     """A random picture. With `identity`, that individual is its main subject.
 
-    Drawn again until nothing in it is held out of training; held-out scenes are made by `compose`.
+    Drawn again until nothing in it is held out of training, unless `everything` may come.
     """
     for _ in range(200):
-        first = identity or sample_identity(rng, rng.choice(KINDS), base=base)
+        first = identity or sample_identity(rng, rng.choice(KINDS), base=base, everything=everything)
         background = rng.choice(SCENES)
         accessory = rng.choice(ACCESSORIES) if first.kind in LIVE_KINDS and rng.random() < 0.55 else None
         if rng.random() < pair:
@@ -133,13 +144,13 @@ def sample_scene(rng: random.Random, identity: Identity | None = None, base: int
             kind = rng.choice(BIG_OBJECTS) if relation == "in front of" and rng.random() < 0.4 else rng.choice(others)
             if kind == first.kind:
                 continue
-            second = sample_identity(rng, kind, base=base)
+            second = sample_identity(rng, kind, base=base, everything=everything)
             if rng.random() < 0.6:
                 accessory = None
             scene = compose(rng, first, background, accessory, second, relation)
         else:
             scene = compose(rng, first, background, accessory)
-        if not is_held_out(scene):
+        if everything or not is_held_out(scene):
             return scene
     raise ValueError(f"no scene of {identity} lies outside the held-out combinations")
 

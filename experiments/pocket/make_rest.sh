@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Makes the remaining pocket models (identity, blip, motion) on one GPU, beside the base that make_base.sh made.
+#
+#   experiments/pocket/make_rest.sh FOLDER [SECONDS [SETTING ...]]
+set -u
+folder=${1:?usage: make_rest.sh FOLDER [SECONDS [SETTING ...]]}
+total=${2:-540}
+start=$(date +%s)
+mkdir -p "$folder/log"
+export TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=2 PYTHONUNBUFFERED=1
+
+at() { echo $((start + total * $1 / 1000)); } # thousandths of the whole, as unix time
+stage() { # STAGE [SETTING ...]
+    python3 -m cdiff task=pretrain pretrain.stage="$1" pretrain.folder="$folder" "${@:2}" \
+        >"$folder/log/$1.txt" 2>&1 || echo "stage $1 failed: see $folder/log/$1.txt"
+}
+settings=("${@:3}")
+
+{
+    stage pictures pretrain.workers=$(($(nproc) * 3 / 8)) "${settings[@]}"
+} &
+{
+    stage clips pretrain.workers=$(($(nproc) * 3 / 8)) "${settings[@]}"
+} &
+rendering=$!
+until [ -f "$folder/pictures/pictures.json" ] && [ -f "$folder/clips/clips.json" ]; do
+    kill -0 $rendering 2>/dev/null || break
+    sleep 1
+done
+stage identity pretrain.deadline="$(at 330)" "${settings[@]}"
+stage blip pretrain.deadline="$(at 620)" "${settings[@]}"
+stage motion pretrain.deadline="$(at 1000)" "${settings[@]}"
+wait
+echo "made in $(($(date +%s) - start)) s"
