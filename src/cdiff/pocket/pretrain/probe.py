@@ -68,6 +68,8 @@ def train_probe(pictures: Pictures, settings: dict, minutes: float | None, folde
     def soften() -> None:
         """Every other new picture is seen through the VAE: a judge of drawings must not ask for a render's edges."""
         nonlocal softened
+        if softened == len(pictures):
+            return
         rows = torch.arange(softened, len(pictures), 2, device=device)
         for some in rows.split(250):
             with half_precision(device), torch.no_grad():
