@@ -12,7 +12,7 @@ set -u
 folder=${1:?usage: make_base.sh FOLDER [SECONDS [SETTING ...]]}
 total=${2:-1330}
 start=$(date +%s)
-cores=$(nproc)
+cores=$(getconf _NPROCESSORS_ONLN)
 launch=${LAUNCH:---multi_gpu --num_processes 2 --mixed_precision no --dynamo_backend no}
 mkdir -p "$folder/log"
 export TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=2 PYTHONUNBUFFERED=1

@@ -17,10 +17,10 @@ stage() { # STAGE [SETTING ...]
 settings=("${@:3}")
 
 {
-    stage pictures pretrain.workers=$(($(nproc) * 3 / 8)) "${settings[@]}"
+    stage pictures pretrain.workers=$(($(getconf _NPROCESSORS_ONLN) * 3 / 8)) "${settings[@]}"
 } &
 {
-    stage clips pretrain.workers=$(($(nproc) * 3 / 8)) "${settings[@]}"
+    stage clips pretrain.workers=$(($(getconf _NPROCESSORS_ONLN) * 3 / 8)) "${settings[@]}"
 } &
 rendering=$!
 until [ -f "$folder/pictures/pictures.json" ] && [ -f "$folder/clips/clips.json" ]; do

@@ -142,8 +142,12 @@ class Update:
                 self._apply()
             self.graphs = (first, second)
         except RuntimeError as error:
-            self.wanted = False
-            self.log(f"goes on without CUDA graphs: {str(error).splitlines()[0]}")
+            self.wanted, reason = False, str(error).splitlines()[0]
+            try:
+                torch.rand(1, device=self.share.device)
+            except RuntimeError:  # a capture that was cut off leaves the random numbers unusable
+                raise UserError(f"a CUDA graph of the step can't be made here ({reason}): run with graph=false") from error
+            self.log(f"goes on without CUDA graphs: {reason}")
 
 
 def half_precision(device: torch.device):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -111,12 +111,8 @@ def train_unet(pictures: Pictures, settings: dict, minutes: float | None, folder
         return (predicted.float() - noise).pow(2).mean(dim=(1, 2, 3))
 
     forward = compiled(noise_loss, device, settings)
-    if wait:  # compile meanwhile
-        clean = torch.zeros(size, LATENT_CHANNELS, 16, 16, device=device)
-        timesteps = torch.zeros(size, dtype=torch.long, device=device)
-        with half_precision(device):
-            loss = forward(clean, empty.expand(size, -1).contiguous(), torch.zeros_like(clean), timesteps)
-        loss.mean().backward()
+    if wait:
+        _compile(forward, size, empty)
         log("compiled, waits for the stages it stands on")
         wait_for_stages(folder, "unet", settings)
         text_encoder.load_state_dict(CLIPTextModel.from_pretrained(text_folder, dtype=torch.float32).state_dict())
@@ -150,6 +146,16 @@ def train_unet(pictures: Pictures, settings: dict, minutes: float | None, folder
         save_base(average, folder)
     log(f"trained on {latents.filled} pictures")
     return steps
+
+
+def _compile(forward: Callable, size: int, empty: torch.Tensor) -> None:
+    """A step on nothing, for the compiler. In a function of its own, so that nothing of its graph outlives it: what
+    accumulates gradients would stay bound to this stream, and a capture on another one would fail."""
+    clean = torch.zeros(size, LATENT_CHANNELS, 16, 16, device=empty.device)
+    timesteps = torch.zeros(size, dtype=torch.long, device=empty.device)
+    with half_precision(empty.device):
+        loss = forward(clean, empty.expand(size, -1).contiguous(), torch.zeros_like(clean), timesteps)
+    loss.mean().backward()
 
 
 def save_base(unet: UNet2DConditionModel, folder: Path) -> None:
