@@ -59,6 +59,7 @@ RANGES: dict[str, Rule] = {
     "train.gradient_accumulation_steps": at_least(1),
     "train.max_grad_norm": ABOVE_0,
     "train.log_every": at_least(1),
+    "train.skip_not_finite": at_least(0),
     "augment.shrink_probability": between(0, 1),
     "augment.shrink_min": ((lambda x: 0 < x <= 1), "above 0 and at most 1"),
     "augment.zoom_min": at_least(1),

@@ -24,6 +24,7 @@ PATHS = (
     "merge.captions",
     "pretrain.folder",
     "run",
+    "resume.run",
     "images",
     "references",
     "protocol.benchmark",

@@ -28,6 +28,8 @@ def _train(cfg: Config) -> dict[str, str]:
         "method": f"{cfg.method.name}, SPL weight {cfg.loss.spl_weight:g}",
         "training": f"{_count(cfg.train.steps, 'step')} of batch {batch}: {seen} samples out of {views} encoded views",
     }
+    if cfg.resume.run is not None:
+        rows["goes on with"] = cfg.resume.run
     if cfg.prior.name != "none":
         rows["prior"] = _class_images(cfg)
     files = ["adapter/", "config.yaml", "run.json", "log.txt", "events.jsonl"]
