@@ -44,7 +44,8 @@ def guarded(action: Callable[[], int]) -> int:
         _ended(f"Stopped before the end{kept}.", "interrupt")
         return LEFT_NOW
     except Exception as error:
-        sentence = _lost_folder() or storage.refusal(error)
+        run = runs.active()
+        sentence = _lost_folder() or storage.refusal(error, run.folder if run else None)
         if sentence is not None:
             _ended(sentence, "fail")
             return 2

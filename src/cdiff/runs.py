@@ -176,10 +176,11 @@ class Run:
         if self.status != "running":
             return
         before = dict(self.info)
-        if status != "done" and self.info.get("task") == "train":
-            saved = self.checkpoints()
-            facts |= {"resumable": status == "interrupted" or bool(saved), "checkpoint": saved[-1] if saved else None}
         try:
+            if status != "done" and self.info.get("task") == "train":
+                saved = self.checkpoints()
+                resumable = status == "interrupted" or bool(saved)
+                facts |= {"resumable": resumable, "checkpoint": saved[-1] if saved else None}
             self.note(status=status, finished=_now(), seconds=round(time.monotonic() - self._began, 3), **facts)
         except OSError:
             self.info = before

@@ -36,16 +36,19 @@ REFUSALS = {  # errno -> what happened, what to do
 SAID_BY_OTHERS = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")  # Rust's libraries; texts of wrapped errors
 
 
-def refusal(error: BaseException) -> str | None:
-    """One sentence for an error whose cause, however deep, is the disk or a limit of the process; else None."""
+def refusal(error: BaseException, folder: Path | None = None) -> str | None:
+    """One sentence for an error whose cause, however deep, is the disk or a limit of the process; else None.
+
+    folder: where the process was writing, for errors that name no file.
+    """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         number = _number(error)
         if number in REFUSALS:
             what, remedy = REFUSALS[number]
-            file = getattr(error, "filename", None)
-            where = f" ({file})" if isinstance(file, str) else ""
+            file = getattr(error, "filename", None) or folder
+            where = f" ({file})" if isinstance(file, str | Path) else ""
             return f"Stopped because {what}{where}: {remedy}."
         error = error.__cause__ or error.__context__
     return None
