@@ -52,7 +52,9 @@ def training(folder, conf, keeping: Keeping | None = None, progress=None, views=
     trainables = prepare(base, conf.method, conf.loss.spl_weight)
     views = views or make_views()
     result = train(conf, base, [DOG], rows, trainables, views, recorder, progress=progress, keeping=keeping)
-    return result, {step: {k: v for k, v in row.items() if k != "images_per_second"} for step, row in recorder.rows.items()}
+    return result, {
+        step: {k: v for k, v in row.items() if k != "images_per_second"} for step, row in recorder.rows.items()
+    }
 
 
 def stopping(stop: StopRequest, step: int):

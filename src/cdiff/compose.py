@@ -14,6 +14,7 @@ from cdiff import catalog, runs
 from cdiff.checks import check
 from cdiff.convert import to_config
 from cdiff.errors import UserError
+from cdiff.untrusted import check_settings
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -35,6 +36,9 @@ def compose(words: list[str], config_dirs: list[Path] | None = None) -> DictConf
     from hydra.errors import HydraException
 
     register_resolvers()
+    for folder in config_dirs or []:
+        for file in folder.rglob("*.yaml"):
+            check_settings(file)
     extra = [f"hydra.searchpath=['file://{folder}']" for folder in config_dirs or []]
     GlobalHydra.instance().clear()
     try:

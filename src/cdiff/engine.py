@@ -32,6 +32,7 @@ from cdiff.window import GRAD_NORM, PARTS, Guard, NotFinite
 
 log = logging.getLogger("cdiff")
 
+
 class Tracker(Protocol):
     """Where numbers go (cdiff.tracking)."""
 

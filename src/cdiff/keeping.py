@@ -84,7 +84,9 @@ class Keeper(Keeping):
             return f"the checkpoint of step {self.saved} is kept" if self.saved >= 0 else "nothing was saved"
         if fault.step - 1 not in (0, self.saved):
             self._save(accelerator, state, before=fault.step)
-        return f"the state before it is kept (step {fault.step - 1})" if fault.step > 1 else "no step was done before it"
+        return (
+            f"the state before it is kept (step {fault.step - 1})" if fault.step > 1 else "no step was done before it"
+        )
 
     def _asked(self, accelerator: Accelerator, state: State) -> str | None:
         """The signal that asks to stop. Several processes must agree, which costs a wait: they do where they log."""

@@ -16,7 +16,7 @@ from cdiff.convert import all_keys
 from cdiff.errors import UserError
 from cdiff.runs import Run, find_resumable
 from cdiff.schema import Config
-from cdiff.suggest import did_you_mean
+from cdiff.suggest import nearest_key
 
 CHECKPOINTS = "checkpoints"
 ABOUT_THE_COMMAND = ("task", "resume", "output", "dry_run", "name")  # settings that say nothing of the training
@@ -126,7 +126,9 @@ def _allowed(config: Config) -> list[str]:
     known = [*_keys(), *{key.rpartition(".")[0] for key in _keys() if "." in key}]
     for key in config.resume.allow:
         if key not in known and not any(_below(key, free) for free in ALWAYS_NAMED):
-            raise UserError(f"resume.allow={key} is no setting; {did_you_mean(key, known).partition(' (there')[0]}")
+            near = nearest_key(key, known)
+            hint = f"did you mean '{near}'?" if near else "`python -m cdiff dry_run=true` prints every setting."
+            raise UserError(f"resume.allow={key} is no setting; {hint}")
     return list(config.resume.allow)
 
 

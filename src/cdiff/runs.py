@@ -29,6 +29,7 @@ from cdiff.errors import UserError
 from cdiff.locks import LOCK_FILE, RunLock, holder_of, is_alive, this_process
 from cdiff.schema import Config
 from cdiff.storage import atomic_write, fsync
+from cdiff.untrusted import read_yaml
 
 OUTPUTS = Path("outputs")
 EVENTS = "events.jsonl"
@@ -104,12 +105,10 @@ class Run:
 
     def config(self) -> Config:
         """The configuration the run was started with."""
-        file = self.folder / "config.yaml"
         try:
-            values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise UserError(f"The run {self.folder} has no readable config.yaml: {_reason(error)}.") from error
-        return to_config(values)
+            return to_config(read_yaml(self.folder / "config.yaml"))
+        except UserError as error:
+            raise UserError(f"The run {self.folder} has no readable config.yaml: {error}") from error
 
     def is_live(self) -> bool:
         """Whether a living process works on the run, whatever run.json was left to say."""
@@ -286,7 +285,7 @@ def read_info(folder: Path) -> dict[str, Any]:
             raise ValueError("it lacks the status")
     except FileNotFoundError:
         raise UserError(f"{folder} is not the folder of a run: it has no run.json.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged: {_reason(error)}; the run can't be used.") from error
     return info
 

@@ -17,12 +17,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from cdiff import catalog, console, signals
 from cdiff.compose import adopt_run, compose, one_line, register_resolvers, to_checked_config
 from cdiff.dispatch import JobFailed, guarded, run_task
 from cdiff.errors import UserError
 from cdiff.signals import LEFT_NOW
+from cdiff.untrusted import refuse_code
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -35,6 +37,7 @@ def sweep(overrides: list[Override], config_dirs: list[Path]) -> int:
     quiet = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(repr(key) for key in keys)}]"
     arguments = ["--multirun", *words, quiet]
     settings = compose(_first_job(overrides), config_dirs)  # a mistake that all jobs share stops the sweep at once
+    refuse_code(OmegaConf.to_container(settings.hydra, resolve=False))
     if to_checked_config(settings).resume.run is not None:
         raise UserError("resume= goes on with one run, and -m makes several: say resume=RUN for each, without -m.")
     if not settings.dry_run:

@@ -178,7 +178,7 @@ class TensorBoardTracker(Tracker):
 
 
 def open_tracker(cfg: Config, run: Run, start: int = 0) -> Tracker:
-    """The tracker of `logger=`; when it can't work, a warning and a NullTracker. `start`: the step a run goes on from."""
+    """The tracker of `logger=`; when it can't work, a warning and a NullTracker. A resumed run goes on from `start`."""
     if cfg.logger.name == "wandb":
         return _open_wandb(cfg, run)
     if cfg.logger.name == "tensorboard":

@@ -1,4 +1,4 @@
-"""A disk that is full, read-only, limited or gone: one sentence, nothing that claims to be done, the last state intact."""
+"""A disk that is full, read-only, limited or gone: one sentence, nothing claims to be done, no state is lost."""
 
 from __future__ import annotations
 

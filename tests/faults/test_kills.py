@@ -122,7 +122,9 @@ def test_a_first_signal_saves_and_exits_0_with_a_hint(home, sd15_folder):
     run, words = home / "stopped", ["output=stopped", "checkpoints.every=0"]
     steps = 0
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        code, said, errors = stop_at(start(command(sd15_folder, home / "pictures", *words), home), run, steps + 2, number)
+        code, said, errors = stop_at(
+            start(command(sd15_folder, home / "pictures", *words), home), run, steps + 2, number
+        )
         assert code == 0 and errors == "", errors
         info = status(run)
         steps = int(info["checkpoint"].removeprefix("step-"))
