@@ -16,7 +16,7 @@ from cdiff.batches import Batches
 from cdiff.checkpoint import Store, steps
 from cdiff.engine import train
 from cdiff.errors import UserError
-from cdiff.keeping import FIRST_GUESS, SHARE, Keeper, Keeping
+from cdiff.keeping import APART, FIRST_GUESS, SHARE, Keeper, Keeping
 from cdiff.methods import prepare
 from cdiff.models import load_base
 from cdiff.schema import CheckpointConfig, MethodConfig, ModelConfig
@@ -225,6 +225,10 @@ def test_by_itself_it_saves_no_oftener_than_its_share_of_the_time(tmp_path):
     own.cost, own.spent = 1.0, 1.0  # it turned out dearer
     assert not own._due(accelerator, state, True)
     state.seconds = 101.0
+    assert own._due(accelerator, state, False)
+    own.cost, own.spent, own.saved_at = 0.01, 0.5, 95.0  # it is cheap, but there was one a moment ago
+    assert not own._due(accelerator, state, False) and own._due(accelerator, state, True)
+    state.seconds = 95.0 + APART
     assert own._due(accelerator, state, False)
 
 

@@ -21,6 +21,7 @@ from cdiff.window import NotFinite
 log = logging.getLogger("cdiff")
 
 SHARE = 0.02  # of the training time that checkpoints may take where checkpoints.every is null
+APART = 10.0  # seconds from one to the next there, at least, but for the one at the end
 FIRST_GUESS = (0.05, 50e6)  # seconds and bytes a second: what a checkpoint costs before one was written
 BYTES_A_WEIGHT = 12  # fp32: the weight and AdamW's two moments
 
@@ -61,6 +62,7 @@ class Keeper(Keeping):
     cost: float | None = None  # seconds that the last checkpoint took
     spent: float = 0.0  # on all of them
     seconds_before: float = field(default=0.0, repr=False)  # of training, when this process began
+    saved_at: float = field(default=-APART, repr=False)  # seconds of training, at the last checkpoint
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -101,14 +103,16 @@ class Keeper(Keeping):
         if self.conf.every is not None:
             return self.conf.every > 0 and (last or state.step % self.conf.every == 0)
         if accelerator.num_processes == 1:
-            return self._fits(state)
+            return self._fits(state, last)
         if state.window.steps:
             return False
-        fits = torch.tensor(float(self._fits(state)), device=accelerator.device)
+        fits = torch.tensor(float(self._fits(state, last)), device=accelerator.device)
         return bool(accelerator.reduce(fits, "mean").item() > 0.5)
 
-    def _fits(self, state: State) -> bool:
+    def _fits(self, state: State, last: bool) -> bool:
         """Whether one more checkpoint leaves the cost of all below SHARE of this process's training time."""
+        if state.seconds < self.saved_at + APART and not last:
+            return False
         cost = self.cost
         if cost is None:
             fixed, speed = FIRST_GUESS
@@ -122,6 +126,6 @@ class Keeper(Keeping):
             path = self.store.save(facts["step"], {**facts, **self.facts()}, tensors)
             log.info("checkpoint %s (%.2f s)", path, time.perf_counter() - started)
         accelerator.wait_for_everyone()
-        self.saved = facts["step"]
+        self.saved, self.saved_at = facts["step"], state.seconds
         self.cost = time.perf_counter() - started
         self.spent += self.cost

@@ -42,6 +42,8 @@ def _train(cfg: Config) -> dict[str, str]:
     if "evaluate" in cfg.train.then:
         rows["evaluation"] = f"protocol {cfg.protocol.name}, {_count(cfg.protocol.images_per_prompt, 'image')} a prompt"
         files.insert(-3, "evaluation/")
+    if cfg.checkpoints.every != 0:
+        files.insert(1, "checkpoints/")
     if cfg.logger.name != "none":
         files.append(f"{cfg.logger.name}/")
     return rows | {"files": ", ".join(files)}

@@ -16,6 +16,7 @@ import pytest
 from tiny_job import draw_pictures
 from tiny_world import STEPS, adapter_bytes, command, scalars, start, status
 
+from cdiff.cli import main
 from cdiff.runs import Run
 
 CHAINS, KILLS = 3, 10  # runs, and kills of each
@@ -116,6 +117,18 @@ def stop_at(process, run: Path, steps: int, number: signal.Signals) -> tuple[int
     process.send_signal(number)
     said, errors = process.communicate(timeout=PATIENCE)
     return process.returncode, said, errors
+
+
+def test_a_second_process_on_a_run_is_refused(home, sd15_folder, capfd):
+    run = home / "shared"
+    process = start(command(sd15_folder, home / "pictures", "output=shared"), home)
+    assert wait_for(process, lambda: (run / "events.jsonl").exists())
+    assert main(["task=train", f"resume={run}"]) == 2
+    assert f"is in use by process {process.pid}: wait for it, or stop it first" in capfd.readouterr().err
+    process.kill()
+    process.communicate(timeout=PATIENCE)
+    assert main(["task=train", f"resume={run}"]) == 0
+    assert adapter_bytes(run) == adapter_bytes(home / "whole")
 
 
 def test_a_first_signal_saves_and_exits_0_with_a_hint(home, sd15_folder):

@@ -25,6 +25,7 @@ from cdiff.data.images import read_folder
 from cdiff.data.latents import TrainingViews, encode_views
 from cdiff.drawing import Drawn, chosen_prompts, default_prompts, draw, facts, written_out
 from cdiff.engine import TrainResult, process_device, train
+from cdiff.errors import UserError
 from cdiff.evaluation.trained import check_evaluation, evaluate_trained
 from cdiff.grids import write_grid, write_samples
 from cdiff.keeping import Keeper
@@ -105,8 +106,11 @@ def open_run(cfg: Config) -> tuple[Run, Checkpoint | None]:
     folder = named.parent.parent if named.parent.name == CHECKPOINTS else named
     checkpoint = read_checkpoint(named) if folder != named else Store(folder, cfg.checkpoints.keep).newest()
     facts = {"from_step": checkpoint.step if checkpoint else 0, "changed": changed_keys(Run(folder), cfg)}
+    events = checkpoint.facts.get("events") if checkpoint else 0
+    if not isinstance(events, int) or events < 0:
+        raise UserError(f"{checkpoint.path} does not tell how much was logged before it: it can't be gone on from.")
     run = Run.resume(folder, cfg, facts)
-    run.rewind(checkpoint.facts["events"] if checkpoint else 0)
+    run.rewind(events)
     where = f"{checkpoint.path}, step {checkpoint.step} of {cfg.train.steps}" if checkpoint else "its beginning"
     console.say(f"Going on with {folder} from {where}")
     return run, checkpoint
