@@ -76,6 +76,7 @@ def adopt_run(config: Config, words: list[str]) -> None:
         return  # images of nobody's run, or many runs, each with a model and concepts of its own
     run = runs.find_run(config.run, concept=list(config.concepts))
     past = run.config()
+    check(past)  # its names make folders here, and the file may be anybody's
     config.run, config.concept, config.concepts = str(run.folder), past.concept, past.concepts
     _adopt_groups(config, past, words)
 

@@ -283,6 +283,11 @@ def read_info(folder: Path) -> dict[str, Any]:
         info = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(info, dict) or not isinstance(info.get("status"), str):
             raise ValueError("it lacks the status")
+        for key, kind in (("timings", dict), ("resumed", list), ("concepts", list)):
+            if not isinstance(info.get(key, kind()), kind):
+                raise ValueError(f"its {key} are no {kind.__name__}")
+        if not all(isinstance(name, str) for name in info.get("concepts", [])):
+            raise ValueError("its concepts are no names")
     except FileNotFoundError:
         raise UserError(f"{folder} is not the folder of a run: it has no run.json.") from None
     except (OSError, ValueError, RecursionError) as error:

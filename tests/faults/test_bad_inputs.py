@@ -178,7 +178,15 @@ def resume(run: Path, *more: str) -> list[str]:
 
 
 RUN_FILES = {
-    "run.json": ("", "[]", '{"status": "interr', "[" * 100_000, "\x00"),
+    "run.json": (
+        "",
+        "[]",
+        '{"status": "failed", "resumed": 5}',
+        '{"status": "failed", "concepts": [[]]}',
+        '{"status": "interr',
+        "[" * 100_000,
+        "\x00",
+    ),
     "config.yaml": ("", "[", "[]", "a: &a [*a]", "!!python/object/apply:os.system ['touch ran']", LAUGHS, "train: 5"),
 }
 
@@ -188,6 +196,18 @@ def test_files_of_a_run(name, stopped, refused):
     for content in RUN_FILES[name]:
         (stopped / name).write_text(content)
         refused(resume(stopped), name.replace(".", r"\."))
+
+
+def test_a_run_of_a_stranger_cannot_write_elsewhere(finished, refused):
+    settings = (finished / "config.yaml").read_text()
+    for old, new, culprit in (
+        ("  folder:\n", "  ../../../x:\n", r"\.\./\.\./\.\./x"),
+        ("name: class_diffusion", "name: ../../x", "method.name"),
+    ):
+        assert old in settings
+        (finished / "config.yaml").write_text(settings.replace(old, new, 1))
+        words = [word for word in sampling(finished) if not word.startswith("output=")]
+        refused(words, culprit)
 
 
 def test_what_cannot_go_on(finished, stopped, refused):
