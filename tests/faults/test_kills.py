@@ -7,6 +7,7 @@ so far must be the beginning of what the uninterrupted run logged, so each kill 
 from __future__ import annotations
 
 import random
+import resource
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -99,14 +100,21 @@ def chain(home: Path, model: Path, number: int) -> dict[str, int]:
     return counts
 
 
+def children() -> float:
+    """CPU seconds of the processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_thirty_kills_and_every_bit_is_the_same(home, sd15_folder, capsys):
-    began = time.monotonic()
+    began, before = time.monotonic(), children()
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda number: chain(home, sd15_folder, number), range(CHAINS)))
     killed = sum(count for counts in found for kind, count in counts.items() if kind not in ("partial", "ended"))
     written = sum(counts.get("partial", 0) for counts in found)
     with capsys.disabled():
-        print(f"\n{killed} kills ({written} in a checkpoint's writing) in {time.monotonic() - began:.0f} s: {found}")
+        seconds = f"{time.monotonic() - began:.0f} s, {children() - before:.0f} s of CPU"
+        print(f"\n{killed} kills ({written} in a checkpoint's writing) in {seconds}: {found}")
     assert killed == CHAINS * KILLS, f"some process ended before its kill: {found}"
     assert written >= 3, "too few kills fell into the writing of a checkpoint"
 
