@@ -18,9 +18,13 @@ LAYERS = (
     ("compose", "dispatch"),
     ("plan",),
     ("tasks",),
+    ("resuming",),
     ("evaluation",),
     ("drawing", "class_images"),
     ("engine",),
+    ("keeping",),
+    ("checkpoint", "snapshot"),
+    ("window",),
     ("batches", "sampling", "grids"),
     ("methods",),
     ("losses",),
@@ -34,12 +38,13 @@ LAYERS = (
     ("pocket",),
     ("catalog", "checks", "convert", "merging"),
     ("schema", "suggest", "cache"),
-    ("errors",),
+    ("locks", "storage", "untrusted", "hub"),
+    ("errors", "signals"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 LIGHT = (
     "__main__ cli cli_help sweep overrides compose dispatch plan catalog checks convert schema suggest errors runs "
-    "tracking console"
+    "tracking console resuming signals locks storage untrusted hub"
 )
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "wandb", "peft", "datasets"}
 

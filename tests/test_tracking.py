@@ -254,3 +254,38 @@ def test_a_table_with_pictures_reaches_wandb():
         "columns": ["prompt", "image", "clip_t"],
         "rows": 2,
     }.items() <= (events[-1].items())
+
+
+def test_a_resumed_run_goes_on_in_wandb_under_its_own_id():
+    cfg, run = new_run("wandb")
+    first = open_tracker(cfg, run)
+    first.log({"loss/total": 1.0}, 10)
+    first.finish()
+    run.interrupt()
+    again = Run.resume(run.folder, cfg, {"from_step": 10})
+    second = open_tracker(cfg, again, 10)
+    second.log({"loss/total": 0.5}, 20)
+    second.finish()
+    assert run.info["wandb_id"] == again.info["wandb_id"] == second.session.id
+    files = sorted(run.folder.glob("wandb/*run-*/*.wandb"), key=lambda file: file.stat().st_mtime_ns)
+    assert len(files) == 2 and {file.stem for file in files} == {f"run-{second.session.id}"}
+
+
+def test_a_resumed_run_draws_no_step_twice_in_tensorboard():
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    cfg, run = new_run("tensorboard")
+    killed = open_tracker(cfg, run)
+    for step in (10, 20, 30):
+        killed.log({"loss/total": 1 / step}, step)
+    killed.finish()
+    run.interrupt()
+    again = open_tracker(cfg, Run.resume(run.folder, cfg, {"from_step": 10}), 10)
+    again.log({"loss/total": 7.0}, 20)
+    again.finish()
+    read = EventAccumulator(str(run.folder / "tensorboard"))
+    read.Reload()
+    assert [(scalar.step, scalar.value) for scalar in read.Scalars("loss/total")] == [
+        (10, pytest.approx(0.1)),
+        (20, 7.0),
+    ]

@@ -17,6 +17,8 @@ from torch import Tensor
 from cdiff.data.latents import TrainingViews
 from cdiff.losses import diffusion_target
 
+SHOWN = 4  # views of a batch that a sentence names
+
 
 @dataclass
 class Batch:
@@ -60,6 +62,15 @@ class Batches:
             mask=self._move(torch.stack(masks[: self.size])),
             prompts=list(prompts),
         )
+
+    def describe(self, numbers: range) -> str:
+        """What micro-batches hold, in words: "batch 12: view 3 'a photo of a <new1> dog', ..."."""
+        samples = range(numbers.start * self.size, numbers.stop * self.size)
+        views = [self._view("concept", len(self.views), sample) for sample in samples]
+        shown = ", ".join(f"view {view} '{self.views.prompts[view]}'" for view in views[:SHOWN])
+        more = f" and {len(views) - SHOWN} more" if len(views) > SHOWN else ""
+        name = f"batch {numbers.start}" if len(numbers) == 1 else f"batches {numbers.start} to {numbers.stop - 1}"
+        return f"{name}: {shown}{more}"
 
     def _draw(self, kind: str, views: TrainingViews, sample: int) -> tuple[Tensor, Tensor, Tensor, Tensor, str]:
         """Latents (C, h, w), noise (C, h, w), timestep (1,), mask (1, h, w) and prompt of one training sample."""

@@ -30,6 +30,7 @@ CHOICES = {
 }
 THEN = ("sample", "evaluate")
 MAX_SEED = 2**63 - 1
+PLAIN_NAME = r"\w[\w.-]{0,99}"  # of what names a folder
 
 Rule = tuple[Callable[[float], bool], str]
 
@@ -59,6 +60,7 @@ RANGES: dict[str, Rule] = {
     "train.gradient_accumulation_steps": at_least(1),
     "train.max_grad_norm": ABOVE_0,
     "train.log_every": at_least(1),
+    "train.skip_not_finite": at_least(0),
     "augment.shrink_probability": between(0, 1),
     "augment.shrink_min": ((lambda x: 0 < x <= 1), "above 0 and at most 1"),
     "augment.zoom_min": at_least(1),
@@ -168,7 +170,7 @@ def _texts(config: Config) -> list[str]:
     runs = config.run if isinstance(config.run, list) else [config.run]
     if not runs or not all(isinstance(run, str) and run for run in runs):
         mistakes.append(f"run must be 'latest', a run's folder or a list of folders, got {config.run!r}.")
-    if config.name is not None and not re.fullmatch(r"[\w.-]+", config.name):
+    if config.name is not None and not re.fullmatch(PLAIN_NAME, config.name):
         mistakes.append(f"name may hold letters, digits, '.', '_' and '-' only, got '{config.name}'.")
     return mistakes
 
@@ -241,8 +243,10 @@ def _evaluation(config: Config) -> list[str]:
     conf, mistakes = config.evaluate, []
     if conf.objective not in METRICS:
         mistakes.append(f"evaluate.objective={conf.objective} is unknown; {did_you_mean(conf.objective, METRICS)}")
-    if conf.name is not None and not re.fullmatch(r"\w[\w.-]*", conf.name):
+    if conf.name is not None and not re.fullmatch(PLAIN_NAME, conf.name):
         mistakes.append(f"evaluate.name may hold letters, digits, '.', '_' and '-' only, got '{conf.name}'.")
+    if not re.fullmatch(PLAIN_NAME, config.protocol.name):
+        mistakes.append(f"protocol.name may hold letters, digits, '.', '_' and '-' only, got '{config.protocol.name}'.")
     for key in ("prompts", "live", "object", "joint"):
         prompts = getattr(config.protocol, key)
         mistakes += [f"protocol.{key}[{i}] is empty." for i, prompt in enumerate(prompts) if not prompt.strip()]
@@ -296,6 +300,8 @@ def _one_concept(config: Config, name: str, concept: ConceptConfig) -> list[str]
         mistakes.append(f"Concept {name} needs its class word: concept.class_word=dog.")
     elif not class_word.strip():
         mistakes.append(f"The class word of concept {name} is empty.")
+    if not re.fullmatch(PLAIN_NAME, name):
+        mistakes.append(f"A concept's name may hold letters, digits, '.', '_' and '-' only, got '{name}'.")
     images = shared.images if shared.images is not None else concept.images
     sources = concept.sources | shared.sources
     if images is not None and not images.strip():

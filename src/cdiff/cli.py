@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 from cdiff import __version__, catalog, console
 from cdiff.errors import UserError
+from cdiff.signals import as_interrupt
 
 HYDRA_FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i")
 HYDRA_FLAGS = (*HYDRA_FLAGS_WITH_VALUE, "--resolve", "--hydra-help", "--shell-completion", "-sc")
@@ -20,7 +18,7 @@ def main(argv: list[str]) -> int:
     from cdiff.dispatch import guarded
 
     console.setup_logging()
-    with _termination_as_interrupt():
+    with as_interrupt():
         return guarded(lambda: _main(argv))
 
 
@@ -52,9 +50,11 @@ def _single(words: list[str], config_dirs: list[Path]) -> int:
 
     from cdiff.compose import adopt_run, compose, to_checked_config
     from cdiff.dispatch import run_task
+    from cdiff.resuming import adopt_resumed
 
     composed = compose(words, config_dirs)
     config = to_checked_config(composed)
+    config = adopt_resumed(config, words, lambda others: to_checked_config(compose(others, config_dirs)))
     adopt_run(config, words)
     HydraConfig.instance().set_config(composed)
     composed.concepts, composed.method.name = dict.fromkeys(config.concepts), config.method.name
@@ -94,21 +94,3 @@ def _config_dir(name: str) -> Path:
     if not name or not folder.is_dir():
         raise UserError(f"--config-dir needs a folder, and there is none called '{name}'.")
     return folder.absolute()
-
-
-@contextlib.contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """A cluster's SIGTERM ends a run as Ctrl-C does: the run is marked, the tracker is closed."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

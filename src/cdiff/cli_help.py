@@ -18,6 +18,7 @@ EXAMPLES = (
         "python -m cdiff task=train model=sd15 concept=folder concept.images=~/photos/rex concept.class_word=dog",
     ),
     ("change a number, see what would be done", "python -m cdiff task=train loss.spl_weight=0.5 dry_run=true"),
+    ("go on with a run that was stopped or killed", "python -m cdiff task=train resume=latest"),
     ("one run for each value", "python -m cdiff -m task=train loss.spl_weight=0,0.1,1 name=weights"),
 )
 OPTIONS = (

@@ -14,6 +14,7 @@ from cdiff import catalog, runs
 from cdiff.checks import check
 from cdiff.convert import to_config
 from cdiff.errors import UserError
+from cdiff.untrusted import check_settings
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -35,6 +36,9 @@ def compose(words: list[str], config_dirs: list[Path] | None = None) -> DictConf
     from hydra.errors import HydraException
 
     register_resolvers()
+    for folder in config_dirs or []:
+        for file in folder.rglob("*.yaml"):
+            check_settings(file)
     extra = [f"hydra.searchpath=['file://{folder}']" for folder in config_dirs or []]
     GlobalHydra.instance().clear()
     try:
@@ -72,6 +76,7 @@ def adopt_run(config: Config, words: list[str]) -> None:
         return  # images of nobody's run, or many runs, each with a model and concepts of its own
     run = runs.find_run(config.run, concept=list(config.concepts))
     past = run.config()
+    check(past)  # its names make folders here, and the file may be anybody's
     config.run, config.concept, config.concepts = str(run.folder), past.concept, past.concepts
     _adopt_groups(config, past, words)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cdiff.cache import cache_folder
 from cdiff.errors import UserError
+from cdiff.hub import pinned
 from cdiff.schema import ConceptConfig, Config
 
 TOKEN_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -241,10 +242,9 @@ def _download(dataset: str, subset: str | None, revision: str | None) -> list[by
     except ImportError as error:
         raise UserError(f"The hub dataset {label} needs `pip install datasets`; or {offline}.") from error
     try:
-        if not (huggingface_hub.constants.HF_HUB_OFFLINE or Path(dataset).is_dir()):
-            # Asks once, where load_dataset would try for half a minute before it says that there is no network.
-            huggingface_hub.HfApi().dataset_info(dataset, revision=revision, timeout=20)
-        splits = datasets.load_dataset(dataset, subset, revision=revision)
+        # Asks once, where load_dataset would try for half a minute before it says that there is no network.
+        commit = revision if Path(dataset).is_dir() else pinned(dataset, revision, "dataset")
+        splits = datasets.load_dataset(dataset, subset, revision=commit)
         pictures = _image_files(splits["train"] if "train" in splits else next(iter(splits.values())))
     except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.RevisionNotFoundError) as error:
         at = f" at revision {revision}" if revision else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import reprlib
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ PATHS = (
     "merge.captions",
     "pretrain.folder",
     "run",
+    "resume.run",
     "images",
     "references",
     "protocol.benchmark",
@@ -135,7 +137,7 @@ def _show(value: Any) -> str:
         return f"the text '{value}'"
     if isinstance(value, Mapping):
         return "a group of settings"
-    return repr(value)
+    return reprlib.repr(value)  # bounded, whatever a file holds
 
 
 def _expand_home(config: Config) -> None:

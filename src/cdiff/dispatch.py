@@ -1,6 +1,7 @@
 """Does one task, and turns what goes wrong into a sentence, an exit code and the state of the run.
 
-Exit codes: 0 done, 1 a bug or a failed job of a sweep, 2 a mistake of the user, 130 interrupted.
+Exit codes: 0 done, or stopped in good order at a first signal; 1 a bug or a failed job of a sweep; 2 a mistake of the
+user or a disk that refuses; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from typing import Any
 
 import yaml
 
-from cdiff import console, runs, tasks
+from cdiff import console, runs, storage, tasks
 from cdiff.convert import to_dict
 from cdiff.errors import UserError
 from cdiff.plan import plan
 from cdiff.schema import Config
+from cdiff.signals import LEFT_NOW, Interrupted
 
 
 class JobFailed(Exception):
@@ -34,12 +36,19 @@ def guarded(action: Callable[[], int]) -> int:
     except UserError as error:
         _ended(str(error), "fail")
         return 2
+    except Interrupted as stop:
+        return _stopped(stop)
     except KeyboardInterrupt:
         run = runs.active()
         kept = f"; what it wrote is in {run.folder}" if run else ""
         _ended(f"Stopped before the end{kept}.", "interrupt")
-        return 130
+        return LEFT_NOW
     except Exception as error:
+        run = runs.active()
+        sentence = _lost_folder() or storage.refusal(error, run.folder if run else None)
+        if sentence is not None:
+            _ended(sentence, "fail")
+            return 2
         _bug(error)
         return 1
 
@@ -55,6 +64,24 @@ def run_task(config: Config, folder: str) -> dict[str, Any] | None:
     if run is not None:
         run.finish(result)
     return result
+
+
+def _stopped(stop: Interrupted) -> int:
+    """A first signal: the run is saved and says how it goes on."""
+    run = runs.active()
+    if run is None:
+        console.complain("Stopped before the run began.")
+        return LEFT_NOW
+    console.say(f"{stop}. Go on with: python -m cdiff task=train resume={run.folder}")
+    run.interrupt(str(stop))
+    return 0
+
+
+def _lost_folder() -> str | None:
+    run = runs.active()
+    if run is None or run.folder.is_dir():
+        return None
+    return f"The run's folder {run.folder} is gone: it was deleted or renamed while the run worked, which stops it."
 
 
 def _show_plan(config: Config) -> None:

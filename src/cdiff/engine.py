@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -21,18 +21,16 @@ from cdiff.batches import Batch, Batches
 from cdiff.concepts import Concept
 from cdiff.data.latents import TrainingViews
 from cdiff.errors import UserError
+from cdiff.keeping import Keeping
 from cdiff.losses import phrases, prior_loss, reconstruction_loss, semantic_preservation_loss
 from cdiff.methods import Trainables
 from cdiff.models import Base, resolve_device
 from cdiff.schema import Config
+from cdiff.snapshot import State
 from cdiff.tokens import PromptEncoder, feature_positions
-
-if TYPE_CHECKING:
-    from torch.optim.lr_scheduler import LRScheduler
+from cdiff.window import GRAD_NORM, PARTS, Guard, NotFinite
 
 log = logging.getLogger("cdiff")
-
-PARTS = ("loss/total", "loss/recon", "loss/prior", "loss/spl")
 
 
 class Tracker(Protocol):
@@ -52,17 +50,6 @@ class TrainResult:
     unet_weights: dict[str, Tensor]
     token_rows: Tensor  # (tokens, D)
     text_encoder_weights: dict[str, Tensor] = field(default_factory=dict)  # where it trains (dreambooth)
-
-
-@dataclass
-class State:
-    """All that changes from step to step: a checkpoint is this."""
-
-    step: int
-    module: Personalizer
-    optimizer: torch.optim.Optimizer
-    schedule: LRScheduler
-    trained: list[nn.Parameter]
 
 
 class Personalizer(nn.Module):
@@ -113,41 +100,6 @@ class Personalizer(nn.Module):
         return semantic_preservation_loss(features, self.class_features)
 
 
-@dataclass
-class Window:
-    """Losses since the last log, kept on the device: reading one would make every step wait for the GPU."""
-
-    steps: list[int] = field(default_factory=list)
-    rates: list[float] = field(default_factory=list)
-    values: list[dict[str, Tensor]] = field(default_factory=list)
-
-    def add(self, step: int, rate: float, values: dict[str, Tensor]) -> None:
-        self.steps.append(step)
-        self.rates.append(rate)
-        self.values.append(values)
-
-    def close(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means by name over the window and over processes; empties the window.
-
-        Raises:
-            UserError: a loss was not a finite number; names the first such step, the part and the learning rate.
-        """
-        names = list(self.values[0])
-        table = torch.stack([torch.stack([values[name] for name in names]) for values in self.values])
-        table = accelerator.reduce(table, "mean").cpu()  # (steps, names); the one wait for the device
-        for step, rate, row in zip(self.steps, self.rates, table.tolist(), strict=True):
-            losses = dict(zip(names, row, strict=True))
-            broken = [name for name in PARTS if not math.isfinite(losses.get(name, 0.0))]
-            if broken:
-                part = broken[-1]  # the total comes first: name the part that broke it
-                raise UserError(
-                    f"Training broke at step {step}: {part} is {losses[part]} at learning rate {rate:.3g}; "
-                    "nothing was saved. Lower optimizer.learning_rate, or use precision=fp32."
-                )
-        self.steps, self.rates, self.values = [], [], []
-        return dict(zip(names, table.mean(dim=0).tolist(), strict=True))
-
-
 def train(
     conf: Config,
     base: Base,
@@ -160,8 +112,9 @@ def train(
     prior_views: TrainingViews | None = None,
     progress: Callable[[dict[str, float]], None] | None = None,
     on_validation: Callable[[int], None] | None = None,
+    keeping: Keeping | None = None,
 ) -> TrainResult:
-    """Train `rows` and `trainables` in place for `conf.train.steps` optimiser steps.
+    """Train `rows` and `trainables` in place up to `conf.train.steps` optimiser steps.
 
     Args:
         rows: embeddings of the new tokens (tokens.add_tokens).
@@ -169,9 +122,11 @@ def train(
         prior_views: views of class images; given, each batch holds as many of them again.
         progress: told after each step; the losses last logged.
         on_validation: told the step, every `conf.validation.every` steps, on the main process.
+        keeping: writes checkpoints and starts from one; None keeps nothing.
 
     Raises:
-        UserError: nothing to train, or a loss that is not finite.
+        UserError: nothing to train, a checkpoint of another training, or a loss that is not finite.
+        Interrupted: a signal asked to stop, and the state was saved.
     """
     with accelerated(conf, base) as accelerator:
         module = Personalizer(base, concepts, rows, conf)
@@ -192,13 +147,17 @@ def train(
             with accelerator.autocast():
                 module.spl()  # remembers the class's features, before the encoder that they come from moves
         batches = Batches(base.scheduler, views, prior_views, conf.train.batch_size, conf.seed, accelerator.device)
-        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        state = State(0, module, optimizer, schedule, trained)
-        losses, seconds = _loop(conf, accelerator, prepared, state, batches, tracker, progress, on_validation)
+        guard = Guard(accelerator, optimizer, conf.train.skip_not_finite)
+        state = State(named_parameters(trainables, rows), optimizer, schedule, guard)
+        state.window.batches = batch_names(conf, accelerator.num_processes, batches)
+        keeping = keeping or Keeping()
+        keeping.restore(accelerator, state)
+        with keeping.watching():
+            _loop(conf, accelerator, prepared, module, state, batches, tracker, keeping, progress, on_validation)
         return TrainResult(
             steps=state.step,
-            losses=losses,
-            seconds=seconds,
+            losses={name: value for name, value in state.last.items() if name in PARTS},
+            seconds=state.seconds,
             learning_rate=rate,
             unet_weights=trainables.unet_state(),
             token_rows=rows.detach().float().cpu().clone(),
@@ -206,40 +165,76 @@ def train(
         )
 
 
+def named_parameters(trainables: Trainables, rows: nn.Parameter) -> dict[str, nn.Parameter]:
+    """Everything that trains, by the name it has in a checkpoint."""
+    named = {f"unet.{name}": parameter for name, parameter in trainables.named.items()}
+    named |= {f"text_encoder.{name}": parameter for name, parameter in trainables.text.items()}
+    return named | ({"rows": rows} if trainables.train_token else {})
+
+
+def batch_names(conf: Config, processes: int, batches: Batches) -> Callable[[int], str]:
+    """What `batches` hold for a step (from 1), in words; all micro-batches of all processes."""
+    each = conf.train.gradient_accumulation_steps * processes
+    return lambda step: batches.describe(range((step - 1) * each, step * each))
+
+
 def _loop(
     conf: Config,
     accelerator: Accelerator,
-    module: nn.Module,
+    prepared: nn.Module,
+    module: Personalizer,
     state: State,
     batches: Batches,
     tracker: Tracker,
+    keeping: Keeping,
     progress: Callable[[dict[str, float]], None] | None,
     on_validation: Callable[[int], None] | None,
-) -> tuple[dict[str, float], float]:
-    """Run the steps that are left; returns the losses last logged and the seconds without validation."""
+) -> None:
+    """Step, log, draw and save until the last step is done. `prepared`: the module as accelerate wraps it."""
     samples = conf.train.batch_size * conf.train.gradient_accumulation_steps * accelerator.num_processes
-    last, window, training_seconds = {}, Window(), 0.0
-    started = time.perf_counter()
-    while state.step < conf.train.steps:
-        rate = state.schedule.get_last_lr()[0]
-        values = _step(conf, accelerator, module, state, batches)
-        window.add(state.step, rate, values)
-        if state.step == 1 or state.step % conf.train.log_every == 0 or state.step == conf.train.steps:
-            count = len(window.values)
-            last = window.close(accelerator)
-            seconds = time.perf_counter() - started
-            training_seconds += seconds
-            _log(accelerator, state, last, rate, samples * count / seconds, tracker)
-            started = time.perf_counter()
-        if progress is not None:
-            progress(last)
-        if on_validation is not None and conf.validation.every and state.step % conf.validation.every == 0:
-            before = time.perf_counter()
-            if accelerator.is_main_process:
-                on_validation(state.step)
-            accelerator.wait_for_everyone()
-            started += time.perf_counter() - before
-    return {name: value for name, value in last.items() if name in PARTS}, training_seconds
+    watch, done = Stopwatch(), 0
+    try:
+        while state.step < conf.train.steps:
+            rate = state.schedule.get_last_lr()[0]
+            values = _step(conf, accelerator, prepared, state, batches)
+            state.window.add(state.step, rate, values)
+            done, last = done + 1, state.step == conf.train.steps
+            if state.step == 1 or state.step % conf.train.log_every == 0 or last:
+                means = state.window.close(accelerator, state.guard)
+                seconds = watch.lap()
+                state.seconds += seconds
+                _log(accelerator, state, module, means, rate, samples * done / seconds, tracker)
+                done = 0
+            if progress is not None:
+                progress(state.last)
+            with watch.paused():
+                if on_validation is not None and conf.validation.every and state.step % conf.validation.every == 0:
+                    if accelerator.is_main_process:
+                        on_validation(state.step)
+                    accelerator.wait_for_everyone()
+                keeping.after_step(accelerator, state, last)
+    except NotFinite as fault:
+        kept = keeping.rescue(accelerator, state, fault)
+        remedy = "Lower optimizer.learning_rate, use precision=fp32, or allow some with train.skip_not_finite=N"
+        raise UserError(f"{fault}; {kept}. {remedy}.") from fault
+
+
+class Stopwatch:
+    """Seconds from lap to lap, without pauses."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self.started = now - self.started, now
+        return seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        before = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - before
 
 
 def _step(
@@ -253,26 +248,36 @@ def _step(
         with accelerator.accumulate(module):
             parts = module(batches[number])
             accelerator.backward(parts["loss/total"])
+            micro_losses.append({name: value.detach() for name, value in parts.items()})
             if accelerator.sync_gradients:
                 limit = conf.train.max_grad_norm or math.inf
-                norm = accelerator.clip_grad_norm_(state.trained, limit)
+                norm = accelerator.clip_grad_norm_(state.trained, limit).detach()
+                state.guard.judge(sum(losses["loss/total"] for losses in micro_losses), norm)
             state.optimizer.step()
             state.optimizer.zero_grad()
-        micro_losses.append({name: value.detach() for name, value in parts.items()})
     state.schedule.step()
     state.step += 1
     means = {name: sum(losses[name] for losses in micro_losses) / count for name in micro_losses[0]}
-    return means | {"grad_norm": norm.detach()}
+    return means | {GRAD_NORM: norm}
 
 
 def _log(
-    accelerator: Accelerator, state: State, means: dict[str, float], rate: float, speed: float, tracker: Tracker
+    accelerator: Accelerator,
+    state: State,
+    module: Personalizer,
+    means: dict[str, float],
+    rate: float,
+    speed: float,
+    tracker: Tracker,
 ) -> None:
+    if not means:
+        return  # every step of the window was skipped
+    state.last = means
     if "loss/spl" not in means:  # no part of the loss, but how far the token drifts is what one wants to see
         with accelerator.autocast():
-            means["loss/spl"] = state.module.spl().item()
+            means["loss/spl"] = module.spl().item()
     if accelerator.is_main_process:
-        norm = state.module.rows.detach().float().norm(dim=-1).mean().item()
+        norm = module.rows.detach().float().norm(dim=-1).mean().item()
         tracker.log(means | {"lr": rate, "token_norm": norm, "images_per_second": speed}, state.step)
 
 

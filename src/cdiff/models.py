@@ -21,6 +21,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from cdiff.errors import UserError
+from cdiff.hub import pinned
 from cdiff.schema import ModelConfig
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -157,7 +158,8 @@ def _fetch(conf: ModelConfig) -> Path:
         stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
         patterns += [f"{part}/config.json", f"{part}/{stem}{suffix}", f"{part}/{stem}*-of-*", f"{part}/*.index*.json"]
     try:
-        return Path(snapshot_download(conf.path, revision=conf.revision, allow_patterns=patterns))
+        commit = pinned(conf.path, conf.revision)
+        return Path(snapshot_download(conf.path, revision=commit, allow_patterns=patterns))
     except errors.GatedRepoError as error:
         raise UserError(f"{what} is gated: accept its licence on huggingface.co, then `hf auth login`.") from error
     except errors.RepositoryNotFoundError as error:
@@ -271,9 +273,12 @@ def _read_json(path: Path, lacks: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{lacks} {path.name} ({path}).")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} must hold one JSON object.")
+    return found
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from cdiff.errors import UserError
 from cdiff.suggest import did_you_mean, nearest, nearest_key
 
 Groups = Mapping[str, Mapping[str, Any]]
+SHORT = {"resume": "resume.run"}  # names that stand for one setting of their group
 
 
 def read_overrides(words: list[str], groups: Groups, multirun: bool) -> list[Override]:
@@ -27,7 +28,7 @@ def read_overrides(words: list[str], groups: Groups, multirun: bool) -> list[Ove
     overrides, mistakes = [], []
     for word in words:
         try:
-            override = parser.parse_override(_path_quoted(word))
+            override = parser.parse_override(_path_quoted(_written_out(word)))
         except HydraException:
             mistakes.append(_unreadable(word))
             continue
@@ -36,6 +37,11 @@ def read_overrides(words: list[str], groups: Groups, multirun: bool) -> list[Ove
     if mistakes:
         raise UserError("\n".join(mistakes))
     return overrides
+
+
+def _written_out(word: str) -> str:
+    key, equals, value = word.partition("=")
+    return f"{SHORT[key]}={value}" if equals and key in SHORT else word
 
 
 def _path_quoted(word: str) -> str:

@@ -28,6 +28,8 @@ def _train(cfg: Config) -> dict[str, str]:
         "method": f"{cfg.method.name}, SPL weight {cfg.loss.spl_weight:g}",
         "training": f"{_count(cfg.train.steps, 'step')} of batch {batch}: {seen} samples out of {views} encoded views",
     }
+    if cfg.resume.run is not None:
+        rows["goes on with"] = cfg.resume.run
     if cfg.prior.name != "none":
         rows["prior"] = _class_images(cfg)
     files = ["adapter/", "config.yaml", "run.json", "log.txt", "events.jsonl"]
@@ -40,6 +42,8 @@ def _train(cfg: Config) -> dict[str, str]:
     if "evaluate" in cfg.train.then:
         rows["evaluation"] = f"protocol {cfg.protocol.name}, {_count(cfg.protocol.images_per_prompt, 'image')} a prompt"
         files.insert(-3, "evaluation/")
+    if cfg.checkpoints.every != 0:
+        files.insert(1, "checkpoints/")
     if cfg.logger.name != "none":
         files.append(f"{cfg.logger.name}/")
     return rows | {"files": ", ".join(files)}

@@ -1,7 +1,7 @@
 """A run's folder: what was asked (config.yaml), what became of it (run.json), what was said (log.txt, events.jsonl).
 
 run.json is the truth about a run: `status` is "running" from the first moment and turns into "done", "failed" or
-"interrupted" in one atomic step; a process killed in between leaves "running" with the number of a dead process.
+"interrupted" in one atomic step; a process killed in between leaves "running" and a lock that nobody holds (locks).
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ import logging
 import math
 import os
 import platform
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,11 +26,16 @@ import yaml
 
 from cdiff.convert import to_config, to_dict
 from cdiff.errors import UserError
+from cdiff.locks import LOCK_FILE, RunLock, holder_of, is_alive, this_process
 from cdiff.schema import Config
+from cdiff.storage import atomic_write, fsync
+from cdiff.untrusted import read_yaml
 
 OUTPUTS = Path("outputs")
+EVENTS = "events.jsonl"
 TRAINED = ("train", "merge")  # tasks whose runs hold an adapter: run= finds both
 PACKAGES = ("cdiff", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "wandb")
+log = logging.getLogger("cdiff")
 _active: Run | None = None
 
 
@@ -43,6 +46,7 @@ class Run:
         self.folder = Path(folder)
         self.info = read_info(self.folder)
         self._handler: logging.Handler | None = None
+        self._lock: RunLock | None = None
         self._began = time.monotonic()
 
     @classmethod
@@ -56,13 +60,42 @@ class Run:
         wanted = Path(cfg.output) if cfg.output else default_folder(cfg, task)
         try:
             folder = _claim(wanted)
+            lock = RunLock.acquire(folder)
             atomic_write(folder / "run.json", _json(_first_facts(cfg, task)))
-            settings = yaml.safe_dump(to_dict(cfg), sort_keys=False, allow_unicode=True)
-            atomic_write(folder / "config.yaml", settings)
+            atomic_write(folder / "config.yaml", _settings(cfg))
             run = cls(folder)
+            run._lock = lock
             run._open_log()
         except OSError as error:
             raise _unwritable(wanted, error) from error
+        _active = run
+        return run
+
+    @classmethod
+    def resume(cls, folder: Path, cfg: Config, facts: dict[str, Any]) -> Run:
+        """Take up a run that has ended before it was done, or whose process died: it is running again, by this one.
+
+        `cfg`: the configuration it goes on with; `facts`: what run.json notes under `resumed`, one entry each time.
+
+        Raises:
+            UserError: a living process works in the folder, the run is done, or the folder can't be written.
+        """
+        global _active
+        try:
+            lock = RunLock.acquire(Path(folder))
+            run = cls(folder)
+            run._lock = lock
+            if run.status == "done":
+                lock.release()
+                raise UserError(f"The run {folder} is done: there is nothing to resume.")
+            for name in ("finished", "reason", "resumable"):
+                run.info.pop(name, None)
+            before = [*run.info.get("resumed", []), {"at": _now(), **facts}]
+            run.note(status="running", **this_process(), argv=sys.argv[1:], versions=versions(), resumed=before)
+            atomic_write(run.folder / "config.yaml", _settings(cfg))
+            run._open_log()
+        except OSError as error:
+            raise _unwritable(Path(folder), error) from error
         _active = run
         return run
 
@@ -72,18 +105,40 @@ class Run:
 
     def config(self) -> Config:
         """The configuration the run was started with."""
-        file = self.folder / "config.yaml"
         try:
-            values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise UserError(f"The run {self.folder} has no readable config.yaml: {_reason(error)}.") from error
-        return to_config(values)
+            return to_config(read_yaml(self.folder / "config.yaml"))
+        except UserError as error:
+            raise UserError(f"The run {self.folder} has no readable config.yaml: {error}") from error
+
+    def is_live(self) -> bool:
+        """Whether a living process works on the run, whatever run.json was left to say."""
+        if (self.folder / LOCK_FILE).exists():
+            return holder_of(self.folder) is not None
+        return self.status == "running" and is_alive(self.info)  # the folder was copied, or is of an older cdiff
 
     def event(self, record: dict[str, Any]) -> None:
         """Append one line to events.jsonl, with the time. NaN and infinity become null, as JSON asks."""
         line = json.dumps(_plain({"time": time.time(), **record}), ensure_ascii=False, allow_nan=False)
-        with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
+        with (self.folder / EVENTS).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+    def events_size(self) -> int:
+        """Bytes of events.jsonl, flushed to the disk: what a checkpoint notes, so that `rewind` can return to it."""
+        file = self.folder / EVENTS
+        if not file.exists():
+            return 0
+        fsync(file)
+        return file.stat().st_size
+
+    def checkpoint_facts(self) -> dict[str, Any]:
+        """What a checkpoint notes of its run."""
+        return {"events": self.events_size(), "wandb_id": self.info.get("wandb_id")}
+
+    def rewind(self, size: int) -> None:
+        """Forget the events behind the first `size` bytes: the steps that made them are done again."""
+        file = self.folder / EVENTS
+        if file.exists() and file.stat().st_size > size:
+            os.truncate(file, size)
 
     def note(self, **facts: Any) -> None:
         """Lay facts (device, base model, ...) into run.json."""
@@ -110,19 +165,35 @@ class Run:
     def interrupt(self, reason: str = "interrupted") -> None:
         self._end("interrupted", reason=reason)
 
+    def checkpoints(self) -> list[str]:
+        """The names of its checkpoints, oldest first."""
+        return sorted(path.name for path in (self.folder / "checkpoints").glob("step-*"))
+
     def _end(self, status: str, **facts: Any) -> None:
         """Write the last state, once: a run that has ended stays as it ended."""
         global _active
         if self.status != "running":
             return
-        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        before = dict(self.info)
+        try:
+            if status != "done" and self.info.get("task") == "train":
+                saved = self.checkpoints()
+                resumable = status == "interrupted" or bool(saved)
+                facts |= {"resumable": resumable, "checkpoint": saved[-1] if saved else None}
+            self.note(status=status, finished=_now(), seconds=round(time.monotonic() - self._began, 3), **facts)
+        except OSError:
+            self.info = before
+            if status == "done":
+                raise  # a run whose end can't be written is not done
+            log.warning("run.json of %s could not be written: it still says running, by a dead process.", self.folder)
         self._close_log()
         if _active is self:
             _active = None
-        self.note(status=status, finished=now, seconds=round(time.monotonic() - self._began, 3), **facts)
+        if self._lock is not None:
+            self._lock.release()
 
     def _open_log(self) -> None:
-        self._handler = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
+        self._handler = _LogFile(self.folder / "log.txt", encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logger = logging.getLogger("cdiff")
         logger.setLevel(min(logger.level or logging.INFO, logging.INFO))
@@ -133,6 +204,13 @@ class Run:
             logging.getLogger("cdiff").removeHandler(self._handler)
             self._handler.close()
             self._handler = None
+
+
+class _LogFile(logging.FileHandler):
+    """log.txt. A line that can't be written is left out: whoever writes what matters tells of the disk."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """logging's own prints a traceback."""
 
 
 def active() -> Run | None:
@@ -163,6 +241,29 @@ def find_run(
     return _latest(task, concepts) if str(spec) == "latest" else _named(Path(spec).expanduser(), task, finished)
 
 
+def find_resumable(concepts: Sequence[str] = (), method: str | None = None) -> Run:
+    """The newest training run under outputs/ that was stopped before it was done; of all these concepts, if named.
+
+    A run that failed before its first checkpoint would fail again and is passed over.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = []
+    for file in OUTPUTS.glob("**/run.json"):
+        with contextlib.suppress(UserError):
+            found.append(Run(file.parent))
+    runs = [r for r in found if r.info.get("task") == "train" and set(concepts) <= set(r.info.get("concepts", []))]
+    runs = [r for r in runs if r.status != "done" and method in (None, r.info.get("method"))]
+    open_ends = [r for r in runs if r.status != "failed" or r.checkpoints()]
+    stopped = [r for r in open_ends if not r.is_live()]
+    if stopped:
+        return max(stopped, key=lambda run: (str(run.info.get("started")), run.folder.stat().st_mtime))
+    of_concept = f" of {' and '.join(concepts)}" if concepts else ""
+    running = f"; {open_ends[0].folder} is still running" if open_ends else ""
+    raise UserError(f"resume=latest: no training run{of_concept} under {OUTPUTS}/ was stopped before its end{running}.")
+
+
 def is_sweep(spec: Any) -> bool:
     """Whether `run=` names a folder that is no run and has runs below it."""
     folder = Path(spec).expanduser() if isinstance(spec, str) else None
@@ -182,27 +283,16 @@ def read_info(folder: Path) -> dict[str, Any]:
         info = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(info, dict) or not isinstance(info.get("status"), str):
             raise ValueError("it lacks the status")
+        for key, kind in (("timings", dict), ("resumed", list), ("concepts", list)):
+            if not isinstance(info.get(key, kind()), kind):
+                raise ValueError(f"its {key} are no {kind.__name__}")
+        if not all(isinstance(name, str) for name in info.get("concepts", [])):
+            raise ValueError("its concepts are no names")
     except FileNotFoundError:
         raise UserError(f"{folder} is not the folder of a run: it has no run.json.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged: {_reason(error)}; the run can't be used.") from error
     return info
-
-
-def atomic_write(file: Path, text: str) -> None:
-    """Write beside, flush to disk, rename: a reader sees the old file or the new one, never half of it."""
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, file)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
 
 
 def _latest(task: str, concepts: list[str]) -> Run:
@@ -245,21 +335,9 @@ def _state(run: Run) -> str:
     if run.status != "running":
         reason, verb = run.info.get("reason"), "has" if run.status == "failed" else "was"
         return f"{run.folder}, {verb} {run.status}" + (f" ({reason})" if reason else "")
-    if _alive(run.info):
+    if run.is_live():
         return f"{run.folder}, is still running (process {run.info.get('pid')})"
     return f"{run.folder}, was killed before it ended"
-
-
-def _alive(info: dict[str, Any]) -> bool:
-    if info.get("host") != socket.gethostname():
-        return True  # of another machine nothing is known
-    try:
-        os.kill(int(info["pid"]), 0)
-    except (ProcessLookupError, KeyError, TypeError, ValueError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _claim(wanted: Path) -> Path:
@@ -287,14 +365,21 @@ def _first_facts(cfg: Config, task: str) -> dict[str, Any]:
         "model": cfg.model.name,
         "seed": cfg.seed,
         "device": cfg.device,
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        **this_process(),
+        "started": _now(),
         "argv": sys.argv[1:],
         "git": git_commit(),
         "versions": versions(),
         "timings": {},
     }
+
+
+def _settings(cfg: Config) -> str:
+    return yaml.safe_dump(to_dict(cfg), sort_keys=False, allow_unicode=True)
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def versions() -> dict[str, str]:

@@ -98,6 +98,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     prompt_templates: str = "object"  # templates of captions: object | plain | a list in a file
     log_every: int = 10
+    skip_not_finite: int = 0  # steps whose loss or gradient is not finite that are left out; one more stops the run
     then: list[str] = field(default_factory=lambda: ["sample"])
 
 
@@ -221,8 +222,16 @@ class LoggerConfig:
 
 @dataclass
 class CheckpointConfig:
-    every: int = 0
+    every: int | None = None  # steps; null: as often as costs 2 % of the training time at most; 0: at a signal alone
     keep: int = 2
+
+
+@dataclass
+class ResumeConfig:
+    """Going on with a run that was stopped (cdiff.resuming)."""
+
+    run: str | None = None  # resume=latest | resume=RUN | resume=RUN/checkpoints/step-N
+    allow: list[str] = field(default_factory=list)  # settings that may differ from the run's own
 
 
 @dataclass
@@ -260,6 +269,7 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     merge: MergeConfig = field(default_factory=MergeConfig)
     runs: list[str] = field(default_factory=list)  # what task=merge merges: folders of runs, or of adapters

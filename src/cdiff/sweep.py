@@ -17,11 +17,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
-from cdiff import catalog, console
+from cdiff import catalog, console, signals
 from cdiff.compose import adopt_run, compose, one_line, register_resolvers, to_checked_config
 from cdiff.dispatch import JobFailed, guarded, run_task
 from cdiff.errors import UserError
+from cdiff.signals import LEFT_NOW
+from cdiff.untrusted import refuse_code
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -34,7 +37,9 @@ def sweep(overrides: list[Override], config_dirs: list[Path]) -> int:
     quiet = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(repr(key) for key in keys)}]"
     arguments = ["--multirun", *words, quiet]
     settings = compose(_first_job(overrides), config_dirs)  # a mistake that all jobs share stops the sweep at once
-    to_checked_config(settings)
+    refuse_code(OmegaConf.to_container(settings.hydra, resolve=False))
+    if to_checked_config(settings).resume.run is not None:
+        raise UserError("resume= goes on with one run, and -m makes several: say resume=RUN for each, without -m.")
     if not settings.dry_run:
         return plain_hydra(arguments, config_dirs)
     HydraConfig.instance().set_config(settings)
@@ -101,7 +106,7 @@ def job(composed: DictConfig) -> float | None:
         code = guarded(action)
     finally:
         _release()
-    if code == 130:
+    if code == LEFT_NOW or signals.stopped_by() is not None:  # also a run that stopped in good order
         raise KeyboardInterrupt
     if code:
         raise JobFailed(f"job {settings.job.num} failed")

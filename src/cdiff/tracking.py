@@ -177,12 +177,12 @@ class TensorBoardTracker(Tracker):
         self.writer.close()
 
 
-def open_tracker(cfg: Config, run: Run) -> Tracker:
-    """The tracker of `logger=`; when it can't work, a warning and a NullTracker."""
+def open_tracker(cfg: Config, run: Run, start: int = 0) -> Tracker:
+    """The tracker of `logger=`; when it can't work, a warning and a NullTracker. A resumed run goes on from `start`."""
     if cfg.logger.name == "wandb":
         return _open_wandb(cfg, run)
     if cfg.logger.name == "tensorboard":
-        return _open_tensorboard(run)
+        return _open_tensorboard(run, start)
     return NullTracker(run)
 
 
@@ -220,17 +220,24 @@ def _open_wandb(cfg: Config, run: Run) -> Tracker:
         log.warning("wandb can't be imported (%s): nothing goes to a dashboard.", _first_line(error))
         return NullTracker(run)
     try:
-        return WandbTracker(run, _wandb_session(wandb, cfg, run, mode))
+        return _wandb_tracker(wandb, cfg, run, mode)
     except Exception as error:
         if mode == "offline":
             log.warning("wandb could not start (%s): nothing goes to a dashboard.", _first_line(error))
             return NullTracker(run)
         log.warning("wandb could not go online (%s): the run is kept offline.", _first_line(error))
     try:
-        return WandbTracker(run, _wandb_session(wandb, cfg, run, "offline"))
+        return _wandb_tracker(wandb, cfg, run, "offline")
     except Exception as error:
         log.warning("wandb could not start (%s): nothing goes to a dashboard.", _first_line(error))
         return NullTracker(run)
+
+
+def _wandb_tracker(wandb: Any, cfg: Config, run: Run, mode: str) -> Tracker:
+    session = _wandb_session(wandb, cfg, run, mode)
+    if run.info.get("wandb_id") is None and getattr(session, "id", None):
+        run.note(wandb_id=session.id)
+    return WandbTracker(run, session)
 
 
 def _wandb_session(wandb: Any, cfg: Config, run: Run, mode: str) -> Any:
@@ -248,16 +255,19 @@ def _wandb_session(wandb: Any, cfg: Config, run: Run, mode: str) -> Any:
         mode=mode,
         settings=settings,
         reinit="finish_previous",
+        id=run.info.get("wandb_id"),  # of a resumed run: its curves go on
+        resume="allow" if run.info.get("wandb_id") else None,
     )
 
 
-def _open_tensorboard(run: Run) -> Tracker:
+def _open_tensorboard(run: Run, start: int) -> Tracker:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         log.warning('TensorBoard is missing (pip install "cdiff[tensorboard]"): nothing goes to a dashboard.')
         return NullTracker(run)
-    return TensorBoardTracker(run, SummaryWriter(str(run.folder / "tensorboard")))
+    again = start + 1 if run.info.get("resumed") else None  # what a killed process logged later is drawn once
+    return TensorBoardTracker(run, SummaryWriter(str(run.folder / "tensorboard"), purge_step=again))
 
 
 def _logged_in() -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load as safetensors_load
 from torch import Tensor
 
@@ -27,6 +27,9 @@ from cdiff.adapter.formats import (
     parameter_name,
 )
 from cdiff.errors import UserError
+from cdiff.storage import inside, read_json
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def load_adapter(path: Path | str) -> Adapter:
@@ -64,19 +67,36 @@ def _read_info(folder: Path) -> dict[str, Any]:
     file = folder / INFO_FILE
     if not file.is_file():
         return {}
-    try:
-        info = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} is not readable JSON: {error}.") from error
+    info = read_json(file)
     if not isinstance(info, dict):
         raise UserError(f"{file} must hold one JSON object.")
     if info.get("format", FORMAT) != FORMAT:
         raise UserError(f"{file} has format {info['format']}, and this cdiff reads format {FORMAT}: update cdiff.")
+    _check_info(info, file)
     return info
 
 
+def _check_info(info: dict[str, Any], file: Path) -> None:
+    """What is read of adapter.json elsewhere has the types that it is read with."""
+    tokens, concepts = info.get("tokens", []), info.get("concepts", [])
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise UserError(f"{file}: tokens must be a list of texts.")
+    if not isinstance(concepts, list) or not all(
+        isinstance(concept, dict) and all(isinstance(concept.get(key), str) for key in ("token", "class_word"))
+        for concept in concepts
+    ):
+        raise UserError(f"{file}: concepts must be a list that gives each one's token and class_word.")
+    for key in ("base_model", "revision", "method"):
+        if not isinstance(info.get(key), str | None):
+            raise UserError(f"{file}: {key} must be a text.")
+
+
 def _either(folder: Path, stem: str) -> Path | None:
-    return next((p for p in (folder / f"{stem}.safetensors", folder / f"{stem}.bin") if p.is_file()), None)
+    """STEM.safetensors, or STEM.bin where there is no such file."""
+    file = next((p for p in (folder / f"{stem}.safetensors", folder / f"{stem}.bin") if p.is_file()), None)
+    if file is not None and not inside(file, folder):
+        raise UserError(f"{file} is a link to {file.resolve()}, outside of the adapter's folder: it was not opened.")
+    return file
 
 
 def _unet_file(folder: Path) -> Path | None:
@@ -127,14 +147,31 @@ def read_tensors(path: Path) -> dict[str, Any]:
     try:
         if head[8:9] == b"{":  # eight bytes of header length, then JSON
             return safetensors_load(path.read_bytes())
+        _check_archive(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is damaged, or holds more than tensors; it was not opened.") from error
-    except (SafetensorError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
-        raise UserError(f"{path} is damaged, or is no file of weights: {str(error).splitlines()[0]}") from error
-    if not isinstance(tensors, dict):
+    except Exception as error:  # a pickle's opcodes raise whatever they like
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(f"{path} is damaged, or is no file of weights: {reason}.") from error
+    if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
         raise UserError(f"{path} holds a {type(tensors).__name__}, not named tensors.")
     return tensors
+
+
+def _check_archive(path: Path) -> None:
+    """torch stores tensors as they are: a zip that grows when it is opened, or leaves its folder, is not torch's."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    for entry in entries:
+        if entry.filename.startswith(("/", "\\")) or ".." in entry.filename.replace("\\", "/").split("/"):
+            raise UserError(f"{path} holds {entry.filename!r}, which points outside of it: it was not opened.")
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise UserError(f"{path} is a compressed archive, and no file of weights: it was not opened.")
 
 
 def _head(path: Path, size: int) -> bytes:
@@ -167,8 +204,10 @@ def _finite_tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]
             continue  # diffusers notes layers without weights (every attn1) as an empty dict
         if not isinstance(value, Tensor):
             raise UserError(f"{path}: {name} is a {type(value).__name__}, not a tensor.")
-        if not value.is_floating_point() or not bool(torch.isfinite(value).all()):
-            raise UserError(f"{path}: {name} holds values that are not finite numbers.")
+        if value.layout != torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise UserError(f"{path}: {name} claims more numbers than the file holds.")
+        if value.dtype not in DTYPES or not bool(torch.isfinite(value).all()):
+            raise UserError(f"{path}: {name} holds values that are not finite numbers (it is {value.dtype}).")
         tensors[name] = value
     return tensors
 
@@ -199,12 +238,12 @@ def _lora_alphas(path: Path) -> dict[str, float]:
     try:
         noted = json.loads(_head(path, 8 + size)[8:]).get("__metadata__", {}).get("lora_adapter_metadata", "{}")
         metadata = json.loads(noted)
-    except (ValueError, AttributeError):
+        found = {str(layer): float(alpha) for layer, alpha in (metadata.get("unet.alpha_pattern") or {}).items()}
+        if metadata.get("unet.lora_alpha") is not None:
+            found[""] = float(metadata["unet.lora_alpha"])
+    except (ValueError, AttributeError, TypeError, RecursionError):
         return {}
-    alphas = {str(layer): float(alpha) for layer, alpha in (metadata.get("unet.alpha_pattern") or {}).items()}
-    if metadata.get("unet.lora_alpha") is not None:
-        alphas[""] = float(metadata["unet.lora_alpha"])
-    return alphas
+    return found
 
 
 def _refuse(path: Path, tensors: Mapping[str, Tensor], why: str) -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from cdiff.adapter.formats import FILES, FORMAT, INFO_FILE, TEXT_FILE, check_token_name, kind_of
 from cdiff.errors import UserError
+from cdiff.storage import as_os_error, whole_folder
 
 
 def save_adapter(
@@ -38,23 +37,17 @@ def save_adapter(
         check_token_name(token)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"the adapter can't be written to {folder}: {error.strerror or error}.") from error
-    try:
-        _write_files(partial, unet_weights, token_rows, info, text_encoder_weights or {})
-        _put_in_place(partial, folder)
-    except OSError as error:
-        raise UserError(f"the adapter can't be written to {folder}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with whole_folder(folder) as partial:
+            _write_files(partial, unet_weights, token_rows, info, text_encoder_weights or {})
+    except (OSError, SafetensorError) as error:
+        reason = as_os_error(error) or error
+        raise UserError(f"the adapter can't be written to {folder}: {getattr(reason, 'strerror', reason)}.") from error
     return folder
 
 
 def _write_files(
     folder: Path, unet: Mapping[str, Tensor], tokens: Mapping[str, Tensor], info: Mapping, text: Mapping[str, Tensor]
 ) -> None:
-    os.chmod(folder, 0o777 & ~_umask())  # mkdtemp makes it private
     for stem, tensors in ((FILES[kind_of(unet)], unet), (TEXT_FILE, text)):
         if tensors:
             # diffusers and transformers ask for the framework's name before they open a file
@@ -70,41 +63,10 @@ def _write_files(
         "versions": {**_versions(), **info.get("versions", {})},
     }
     (folder / INFO_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    for path in (*folder.iterdir(), folder):
-        _fsync(path)
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-
-
-def _put_in_place(partial: Path, folder: Path) -> None:
-    """Rename the finished folder to its name; a rename can't replace a full folder, so an old one steps aside."""
-    old = partial.with_suffix(".old")
-    if folder.exists():
-        os.rename(folder, old)
-    try:
-        os.rename(partial, folder)
-    except BaseException:
-        if old.exists():
-            os.rename(old, folder)
-        raise
-    _fsync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _versions() -> dict[str, str]:

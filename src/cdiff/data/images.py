@@ -21,6 +21,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from cdiff.errors import UserError
+from cdiff.storage import inside
 
 MIN_SIDE = 16  # pixels; anything smaller shows no subject
 MAX_PIXELS = 100_000_000  # decoded at once: 0.4 GB in memory
@@ -59,6 +60,8 @@ def read_folder(folder: str | Path, max_side: int | None = None, limit: int | No
         if limit is not None and len(pictures) >= limit:
             break
         try:
+            if not inside(path, folder):
+                raise UserError(f"The picture {path} is a link to {path.resolve()}, outside of its folder: copy it.")
             pictures.append(read_picture(path, max_side))
         except UserError as error:
             faults.append(str(error))

@@ -17,6 +17,7 @@ from cdiff.errors import UserError
 from cdiff.evaluation.prompts import metric_text
 from cdiff.evaluation.rows import Job
 from cdiff.grids import GRID_FILE, PROMPTS_FILE
+from cdiff.storage import inside
 
 SHOWN = 5  # names told in a sentence
 
@@ -63,6 +64,8 @@ def _image_names(folder: Path) -> Iterator[str]:
         for entry in entries:
             hidden = entry.name.startswith(".")
             if not hidden and os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():
+                if entry.is_symlink() and not inside(Path(entry.path), folder):
+                    raise UserError(f"The image {entry.path} is a link that points outside of its folder: copy it.")
                 yield entry.name
 
 
@@ -81,7 +84,7 @@ def _find(folder: Path) -> tuple[Path, Path]:
 def _read_index(file: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is not readable JSON ({str(error).splitlines()[0]}).") from error
     if not isinstance(content, dict):
         raise UserError(f"{file} must map each image's name to its prompt, as in {{'0001': 'a photo of a dog'}}.")

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from cdiff.errors import UserError
+from cdiff.hub import pinned
 from cdiff.models import no_progress_bar
 
 SHIPPED = {"clip": "clip", "dino": "identity", "blip": "blip", "probe": "probe"}  # setting -> folder of the weights
@@ -86,7 +87,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
         raise UserError(f"{folder} lacks the tokenizer's vocabulary: tokenizer.json, vocab.json or vocab.txt.")
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the Rust tokenizer raises bare Exception
         raise UserError(f"{folder} can't be read as a tokenizer: {_first_line(error)}.") from error
 
@@ -114,9 +115,11 @@ def _fetch(setting: str, source: str) -> Path:
     if source.startswith((".", "~", "/")) or source.count("/") != 1 or "\\" in source:
         raise UserError(f"metrics.{setting}={source}: there is no such folder, and it is not a hub id (owner/name).")
     try:
+        commit = pinned(source)
         for weights in ("*.safetensors", "*.bin"):
             patterns = ["*.json", "*.txt", weights]
-            folder = Path(snapshot_download(source, allow_patterns=patterns, ignore_patterns=["*/*", "tf_*", "flax_*"]))
+            left_out = ["*/*", "tf_*", "flax_*"]
+            folder = Path(snapshot_download(source, revision=commit, allow_patterns=patterns, ignore_patterns=left_out))
             if any(folder.glob(weights)):
                 break
     except errors.RepositoryNotFoundError as error:

@@ -1,7 +1,7 @@
 """task=train: learn the chosen concepts, write the adapter, and draw samples of them in the same run.
 
 The run's folder gets adapter/ (once training is over, whole or not at all), samples/ with a grid, and validation/
-where `validation.every` asks for images on the way.
+where `validation.every` asks for images on the way. With checkpoints/ a run that was stopped goes on (`resume=`).
 """
 
 from __future__ import annotations
@@ -16,19 +16,26 @@ from torch import nn
 
 from cdiff import console
 from cdiff.adapter import save_adapter
+from cdiff.checkpoint import FOLDER as CHECKPOINTS
+from cdiff.checkpoint import Checkpoint, Store
+from cdiff.checkpoint import read as read_checkpoint
 from cdiff.class_images import prior_views
 from cdiff.concepts import Concept, resolve_concepts
 from cdiff.data.images import read_folder
 from cdiff.data.latents import TrainingViews, encode_views
 from cdiff.drawing import Drawn, chosen_prompts, default_prompts, draw, facts, written_out
 from cdiff.engine import TrainResult, process_device, train
+from cdiff.errors import UserError
 from cdiff.evaluation.trained import check_evaluation, evaluate_trained
 from cdiff.grids import write_grid, write_samples
+from cdiff.keeping import Keeper
 from cdiff.methods import Trainables, prepare
 from cdiff.models import DTYPES, Base, load_base, resolve_precision
+from cdiff.resuming import changed_keys
 from cdiff.runs import Run
 from cdiff.sampling import make_requests, sample
 from cdiff.schema import Config
+from cdiff.signals import StopRequest
 from cdiff.token_adjust import adjust_tokens
 from cdiff.tokens import PromptEncoder, add_tokens, write_rows
 from cdiff.tracking import Tracker, open_tracker
@@ -38,9 +45,16 @@ ENCODED_PIXELS = 8 * 512 * 512  # of training views, encoded at once
 
 def run(cfg: Config) -> dict[str, Any]:
     """Train, save, draw. Returns folders, losses and timings; the run's folder says done when this returns."""
-    run = Run.start(cfg, "train")
+    with StopRequest().listening() as stop:
+        return train_run(cfg, stop)
+
+
+def train_run(cfg: Config, stop: StopRequest) -> dict[str, Any]:
+    """All of it; `stop` is told of signals."""
+    run, checkpoint = open_run(cfg)
+    keeper = Keeper(cfg.checkpoints, Store(run.folder, cfg.checkpoints.keep), run.checkpoint_facts, stop, checkpoint)
     with ExitStack() as stack:
-        tracker = open_tracker(cfg, run)
+        tracker = open_tracker(cfg, run, checkpoint.step if checkpoint else 0)
         stack.callback(tracker.finish)
         with run.timed("load"):
             concepts = resolve_concepts(cfg)
@@ -56,7 +70,7 @@ def run(cfg: Config) -> dict[str, Any]:
         with run.timed("train"):
             trainables = prepare(base, cfg.method, cfg.loss.spl_weight)
             validate = Validation(cfg, base, PromptEncoder(base, rows), validation_prompts, run.folder, tracker)
-            result = learn(cfg, base, concepts, rows, trainables, views, prior, tracker, validate)
+            result = learn(cfg, base, concepts, rows, trainables, views, prior, tracker, validate, keeper)
             vectors = {concept.token: row for concept, row in zip(concepts, result.token_rows, strict=True)}
             info = adapter_info(cfg, concepts, result)
             folder, text = run.folder / "adapter", result.text_encoder_weights
@@ -82,6 +96,24 @@ def run(cfg: Config) -> dict[str, Any]:
         outcome |= {"samples": str(drawn.folder), "grid": str(drawn.grid)}
     run.finish(outcome)
     return outcome
+
+
+def open_run(cfg: Config) -> tuple[Run, Checkpoint | None]:
+    """A new run, or with `resume=` an old one and the checkpoint it goes on from (None: from its beginning)."""
+    if cfg.resume.run is None:
+        return Run.start(cfg, "train"), None
+    named = Path(cfg.resume.run)
+    folder = named.parent.parent if named.parent.name == CHECKPOINTS else named
+    checkpoint = read_checkpoint(named) if folder != named else Store(folder, cfg.checkpoints.keep).newest()
+    facts = {"from_step": checkpoint.step if checkpoint else 0, "changed": changed_keys(Run(folder), cfg)}
+    events = checkpoint.facts.get("events") if checkpoint else 0
+    if not isinstance(events, int) or events < 0:
+        raise UserError(f"{checkpoint.path} does not tell how much was logged before it: it can't be gone on from.")
+    run = Run.resume(folder, cfg, facts)
+    run.rewind(events)
+    where = f"{checkpoint.path}, step {checkpoint.step} of {cfg.train.steps}" if checkpoint else "its beginning"
+    console.say(f"Going on with {folder} from {where}")
+    return run, checkpoint
 
 
 def load(cfg: Config, run: Run) -> Base:
@@ -133,9 +165,11 @@ def learn(
     prior: TrainingViews | None,
     tracker: Tracker,
     validate: Validation,
+    keeper: Keeper,
 ) -> TrainResult:
     """The engine under a progress bar."""
-    with console.progress(cfg.train.steps, "Training") as ticker:
+    done = keeper.start.step if keeper.start else 0
+    with console.progress(cfg.train.steps - done, "Training") as ticker:
 
         def progress(losses: dict[str, float]) -> None:
             ticker(1, losses_in_words(losses))
@@ -151,6 +185,7 @@ def learn(
             prior_views=prior,
             progress=progress,
             on_validation=validate,
+            keeping=keeper,
         )
 
 
