@@ -15,6 +15,7 @@ LAYERS = (
     ("__main__",),
     ("cli", "cli_help"),
     ("sweep", "overrides"),
+    ("sweep_jobs",),
     ("compose", "dispatch"),
     ("plan",),
     ("tasks",),
@@ -30,15 +31,16 @@ LAYERS = (
     ("tokens",),
     ("concepts", "token_adjust"),
     ("adapter", "tracking", "console"),
+    ("sweep_folder",),
     ("runs",),
     ("pocket",),
     ("catalog", "checks", "convert", "merging"),
-    ("schema", "suggest", "cache"),
+    ("schema", "suggest", "cache", "shared", "gpus"),
     ("errors",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 LIGHT = (
-    "__main__ cli cli_help sweep overrides compose dispatch plan catalog checks convert schema suggest errors runs "
+    "__main__ cli cli_help sweep sweep_jobs sweep_folder shared gpus overrides compose dispatch plan catalog checks convert schema suggest errors runs "
     "tracking console"
 )
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "wandb", "peft", "datasets"}

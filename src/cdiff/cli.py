@@ -54,6 +54,9 @@ def _single(words: list[str], config_dirs: list[Path]) -> int:
     from cdiff.dispatch import run_task
 
     composed = compose(words, config_dirs)
+    if swept := composed.hydra.sweeper.get("params"):
+        named = ", ".join(f"{key}={value}" for key, value in swept.items())
+        raise UserError(f"This experiment is a sweep ({named}): add -m, and give it a name: name=NAME.")
     config = to_checked_config(composed)
     adopt_run(config, words)
     HydraConfig.instance().set_config(composed)

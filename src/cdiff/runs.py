@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -69,6 +70,11 @@ class Run:
     @property
     def status(self) -> str:
         return self.info["status"]
+
+    @property
+    def state(self) -> str:
+        """`status`, or "dead" for a run that says running and whose process is gone."""
+        return "dead" if self.status == "running" and not _alive(self.info) else self.status
 
     def config(self) -> Config:
         """The configuration the run was started with."""
@@ -279,7 +285,8 @@ def _claim(wanted: Path) -> Path:
 
 
 def _first_facts(cfg: Config, task: str) -> dict[str, Any]:
-    return {
+    of_sweep = {"sweep": asdict(cfg.sweep)} if cfg.sweep.name else {}
+    return of_sweep | {
         "status": "running",
         "task": task,
         "concepts": list(cfg.concepts),

@@ -14,17 +14,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from cdiff import console
+from cdiff import console, shared
 from cdiff.adapter import save_adapter
 from cdiff.class_images import prior_views
 from cdiff.concepts import Concept, resolve_concepts
-from cdiff.data.images import read_folder
+from cdiff.data.images import Picture, read_folder
 from cdiff.data.latents import TrainingViews, encode_views
+from cdiff.data.prompts import load_templates
 from cdiff.drawing import Drawn, chosen_prompts, default_prompts, draw, facts, written_out
 from cdiff.engine import TrainResult, process_device, train
 from cdiff.evaluation.trained import check_evaluation, evaluate_trained
 from cdiff.grids import write_grid, write_samples
 from cdiff.methods import Trainables, prepare
+from cdiff.metrics.references import content_key
 from cdiff.models import DTYPES, Base, load_base, resolve_precision
 from cdiff.runs import Run
 from cdiff.sampling import make_requests, sample
@@ -54,6 +56,7 @@ def run(cfg: Config) -> dict[str, Any]:
         with run.timed("encode"):
             views = encode(cfg, base, concepts)
         with run.timed("train"):
+            torch.manual_seed(cfg.seed)  # a LoRA starts from torch's own random state, which other jobs have moved
             trainables = prepare(base, cfg.method, cfg.loss.spl_weight)
             validate = Validation(cfg, base, PromptEncoder(base, rows), validation_prompts, run.folder, tracker)
             result = learn(cfg, base, concepts, rows, trainables, views, prior, tracker, validate)
@@ -99,20 +102,34 @@ def encode(cfg: Config, base: Base, concepts: list[Concept]) -> TrainingViews:
     pictures = [read_folder(concept.folder, max_side=sharpest) for concept in concepts]
     samples = cfg.train.steps * cfg.train.batch_size * cfg.train.gradient_accumulation_steps
     count = min(cfg.augment.views or samples, samples)
-    with console.progress(count, "Encoding pictures") as ticker:
-        return encode_views(
-            base.vae,
-            concepts,
-            pictures,
-            count,
-            cfg.augment,
-            side,
-            cfg.seed,
-            base.device,
-            min(64, max(1, ENCODED_PIXELS // side**2)),
-            cfg.train.prompt_templates,
-            progress=ticker,
-        )
+
+    def make() -> TrainingViews:
+        with console.progress(count, "Encoding pictures") as ticker:
+            return encode_views(
+                base.vae,
+                concepts,
+                pictures,
+                count,
+                cfg.augment,
+                side,
+                cfg.seed,
+                base.device,
+                min(64, max(1, ENCODED_PIXELS // side**2)),
+                cfg.train.prompt_templates,
+                progress=ticker,
+            )
+
+    return shared.get("views", views_key(cfg, base, concepts, pictures, count), make)
+
+
+def views_key(
+    cfg: Config, base: Base, concepts: list[Concept], pictures: list[list[Picture]], count: int
+) -> tuple[object, ...]:
+    """All that decides the training views: jobs of a sweep that agree in it share them."""
+    shown = [(c.token, c.class_word, *(content_key(p.image) for p in own)) for c, own in zip(concepts, pictures)]
+    made_by = (base.path, base.revision, str(base.dtype), str(base.device), cfg.model.variant)
+    how = (count, repr(cfg.augment), cfg.model.resolution, cfg.seed, *load_templates(cfg.train.prompt_templates))
+    return (*made_by, *how, *shown)
 
 
 def class_views(cfg: Config, run: Run, base: Base, concepts: list[Concept]) -> TrainingViews | None:
