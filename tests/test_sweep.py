@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -200,8 +199,7 @@ def test_the_order_of_jobs_changes_no_number_and_the_base_is_read_once(sd15_fold
     common = job_words(sd15_folder, draw_pictures(tmp_path / "pictures"))
     found = []
     for name, order in (("ab", "class_diffusion,dreambooth,lora"), ("ba", "lora,dreambooth,class_diffusion")):
-        more = ["method.train_text_encoder=false"]
-        assert main(["-m", *common, *more, f"method={order}", f"name={name}", "optimizer.learning_rate=1e-2"]) == 0
+        assert main(["-m", *common, f"method={order}", f"name={name}", "optimizer.learning_rate=1e-2"]) == 0
         runs = job_runs(Path("outputs/sweeps", name))[0]
         found.append({run.info["method"]: numbers(run.folder) for run in runs})
         assert len(reads) == 1, "the base is read once for all jobs of a process"
@@ -215,7 +213,7 @@ def test_the_order_of_jobs_changes_no_number_and_the_base_is_read_once(sd15_fold
 
 def test_a_sweep_killed_half_way_goes_on(sd15_folder, tmp_path):
     common = job_words(sd15_folder, draw_pictures(tmp_path / "pictures"))
-    command = [sys.executable, "-m", "cdiff", "-m", *common, "seed=1,2,3", "name=s"]
+    command = [sys.executable, "-m", "cdiff", "-m", *common, "seed=1,2", "name=s"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (SWEEP / "1-seed=2" / "run.json").exists() and time.monotonic() < deadline:
@@ -226,8 +224,5 @@ def test_a_sweep_killed_half_way_goes_on(sd15_folder, tmp_path):
     assert [run.state for run in job_runs(SWEEP)[0]] == ["done", "dead"]
     assert main(command[3:]) == 0
     runs = job_runs(SWEEP)[0]
-    assert [run.state for run in runs] == ["done"] * 3
+    assert [run.state for run in runs] == ["done"] * 2
     assert (SWEEP / "0-seed=1" / "run.json").read_bytes() == first
-    shutil.rmtree(SWEEP / "1-seed=2")
-    assert main(command[3:]) == 0
-    assert [run.info["seed"] for run in job_runs(SWEEP)[0]] == [1, 2, 3]

@@ -107,7 +107,7 @@ def test_wandb_offline_holds_what_was_logged(capfd):
     [begun] = [record.run for record in records if record.WhichOneof("record_type") == "run"][:1]
     assert begun.project == "studies" and list(begun.tags) == ["a"]
     sent = {item.key: json.loads(item.value_json) for item in begun.config.update}
-    assert sent["loss"]["spl_weight"] == 0.375
+    assert sent["loss.spl_weight"] == 0.375 and "loss" not in sent
     assert any(record.WhichOneof("record_type") == "exit" for record in records), "the run was not closed"
     shown = capfd.readouterr()
     assert "wandb" not in shown.out + shown.err, "wandb talks"

@@ -160,6 +160,7 @@ def train(
     prior_views: TrainingViews | None = None,
     progress: Callable[[dict[str, float]], None] | None = None,
     on_validation: Callable[[int], None] | None = None,
+    probe: Callable[[int], None] | None = None,
 ) -> TrainResult:
     """Train `rows` and `trainables` in place for `conf.train.steps` optimiser steps.
 
@@ -169,6 +170,7 @@ def train(
         prior_views: views of class images; given, each batch holds as many of them again.
         progress: told after each step; the losses last logged.
         on_validation: told the step, every `conf.validation.every` steps, on the main process.
+        probe: told every step on the main process, 0 before the first one too; its time does not count as training's.
 
     Raises:
         UserError: nothing to train, or a loss that is not finite.
@@ -194,7 +196,9 @@ def train(
         batches = Batches(base.scheduler, views, prior_views, conf.train.batch_size, conf.seed, accelerator.device)
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         state = State(0, module, optimizer, schedule, trained)
-        losses, seconds = _loop(conf, accelerator, prepared, state, batches, tracker, progress, on_validation)
+        if probe is not None and accelerator.is_main_process:
+            probe(0)
+        losses, seconds = _loop(conf, accelerator, prepared, state, batches, tracker, progress, on_validation, probe)
         return TrainResult(
             steps=state.step,
             losses=losses,
@@ -215,6 +219,7 @@ def _loop(
     tracker: Tracker,
     progress: Callable[[dict[str, float]], None] | None,
     on_validation: Callable[[int], None] | None,
+    probe: Callable[[int], None] | None,
 ) -> tuple[dict[str, float], float]:
     """Run the steps that are left; returns the losses last logged and the seconds without validation."""
     samples = conf.train.batch_size * conf.train.gradient_accumulation_steps * accelerator.num_processes
@@ -233,6 +238,10 @@ def _loop(
             started = time.perf_counter()
         if progress is not None:
             progress(last)
+        if probe is not None and accelerator.is_main_process:
+            before = time.perf_counter()
+            probe(state.step)
+            started += time.perf_counter() - before
         if on_validation is not None and conf.validation.every and state.step % conf.validation.every == 0:
             before = time.perf_counter()
             if accelerator.is_main_process:

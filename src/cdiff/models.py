@@ -123,7 +123,9 @@ def load_base(conf: ModelConfig, dtype: torch.dtype, device: torch.device | str)
     folder = find_base(conf)
     key = (conf.path, conf.revision, conf.variant, dtype, _stamp(folder)) if shared.keeping() else ()
     base = shared.get("base", key, lambda: _read_base(conf, folder, dtype))
-    base = replace(copy.deepcopy(base) if shared.keeping() else base, device=device)
+    # A copy in either case: the last bits of a product on the CPU depend on where in memory its weights begin, and a
+    # file's do not begin where torch's own do. So a job of a sweep and a run alone give the same bits.
+    base = replace(copy.deepcopy(base) if shared.keeping() or device.type == "cpu" else base, device=device)
     for model in (base.text_encoder, base.vae, base.unet):
         model.to(device)
     return base

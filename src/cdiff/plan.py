@@ -32,8 +32,8 @@ def _train(cfg: Config) -> dict[str, str]:
         rows["prior"] = _class_images(cfg)
     files = ["adapter/", "config.yaml", "run.json", "log.txt", "events.jsonl"]
     if cfg.validation.every:
-        times = _count(cfg.train.steps // cfg.validation.every, "time")
-        rows["validation"] = f"{times}, every {_count(cfg.validation.every, 'step')}"
+        times = _count(1 + cfg.train.steps // cfg.validation.every, "time")
+        rows["validation"] = f"{times}, before the first step and every {_count(cfg.validation.every, 'step')}"
     if "sample" in cfg.train.then:
         rows |= _drawing(cfg)
         files.insert(1, "samples/")

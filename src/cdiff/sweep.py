@@ -130,6 +130,8 @@ def job(composed: DictConfig) -> float | None:
     shared.keep()
     config, reason, result = None, "interrupted", None
     folder = Path(settings.runtime.output_dir)
+    if folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())  # as the user wrote it
 
     def action() -> int:
         nonlocal config, reason, result

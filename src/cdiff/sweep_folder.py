@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cdiff.convert import to_dict
+from cdiff.convert import flat, to_dict
 from cdiff.errors import UserError
 from cdiff.runs import Run, atomic_write, git_commit
 from cdiff.schema import Config
@@ -169,14 +169,6 @@ def differences(before: Config, now: Config) -> list[str]:
     first, second = flat(to_dict(before)), flat(to_dict(now))
     keys = [key for key in dict.fromkeys([*first, *second]) if key.partition(".")[0] not in NOT_COMPARED]
     return [f"{k} {first.get(k)}, now {second.get(k)}" for k in keys if first.get(k) != second.get(k)]
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return found
 
 
 def make_room(folder: Path, own: Path, swept: Swept) -> None:

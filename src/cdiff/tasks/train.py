@@ -28,6 +28,7 @@ from cdiff.grids import write_grid, write_samples
 from cdiff.methods import Trainables, prepare
 from cdiff.metrics.references import content_key
 from cdiff.models import DTYPES, Base, load_base, resolve_precision
+from cdiff.probes import Probes
 from cdiff.runs import Run
 from cdiff.sampling import make_requests, sample
 from cdiff.schema import Config
@@ -59,7 +60,8 @@ def run(cfg: Config) -> dict[str, Any]:
             torch.manual_seed(cfg.seed)  # a LoRA starts from torch's own random state, which other jobs have moved
             trainables = prepare(base, cfg.method, cfg.loss.spl_weight)
             validate = Validation(cfg, base, PromptEncoder(base, rows), validation_prompts, run.folder, tracker)
-            result = learn(cfg, base, concepts, rows, trainables, views, prior, tracker, validate)
+            probes = Probes(cfg, base, rows, concepts, tracker, run.folder, validate)
+            result = learn(cfg, base, concepts, rows, trainables, views, prior, tracker, validate, probes)
             vectors = {concept.token: row for concept, row in zip(concepts, result.token_rows, strict=True)}
             info = adapter_info(cfg, concepts, result)
             folder, text = run.folder / "adapter", result.text_encoder_weights
@@ -74,6 +76,8 @@ def run(cfg: Config) -> dict[str, Any]:
             with run.timed("sample"):
                 drawn = draw(cfg, base, prompts, run.folder / "samples")
                 tracker.images("samples", drawn.images, [r.prompt for r in drawn.requests], result.steps)
+                rows_drawn = [[r.prompt, r.seed, image] for r, image in zip(drawn.requests, drawn.images)]
+                tracker.table("samples/table", ["prompt", "seed", "image"], rows_drawn)
         if scoring is not None:
             with run.timed("evaluate"):
                 scores = evaluate_trained(cfg, base, concepts, run.folder, scoring, tracker)
@@ -150,6 +154,7 @@ def learn(
     prior: TrainingViews | None,
     tracker: Tracker,
     validate: Validation,
+    probes: Probes,
 ) -> TrainResult:
     """The engine under a progress bar."""
     with console.progress(cfg.train.steps, "Training") as ticker:
@@ -168,6 +173,7 @@ def learn(
             prior_views=prior,
             progress=progress,
             on_validation=validate,
+            probe=probes,
         )
 
 
