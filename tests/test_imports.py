@@ -19,6 +19,7 @@ LAYERS = (
     ("compose", "dispatch"),
     ("plan",),
     ("tasks",),
+    ("report",),
     ("evaluation",),
     ("drawing", "class_images", "probes"),
     ("engine",),

@@ -37,7 +37,7 @@ def class_word_map(
     prompt = f"a photo of a {concept.token} {concept.class_word}"
     encoded = encoder.encode_sample([prompt])
     at = class_word_positions(base, encoded.ids[0], concept)
-    pixels = torch.from_numpy(np.asarray(middle_square(picture, resolution))).permute(2, 0, 1)[None].float() / 127.5 - 1
+    pixels = torch.from_numpy(np.array(middle_square(picture, resolution))).permute(2, 0, 1)[None].float() / 127.5 - 1
     latents = encode_pixels(base.vae, pixels, base.device)[0]
     timesteps = torch.tensor([int(share * base.scheduler.config.num_train_timesteps) for share in SHARES])
     noise = torch.randn((len(SHARES), *latents.shape[1:]), generator=torch.Generator().manual_seed(0))

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cdiff.runs import PHRASES_FILE
+
 if TYPE_CHECKING:
     from cdiff.concepts import Concept
     from cdiff.models import Base
     from cdiff.tokens import PromptEncoder
 
-PHRASES_FILE = "phrases.npz"
 # About the seventy of the paper's figure: colours, sizes, looks, moods, materials. The pocket models know half of them;
 # the others are spelled out for them, and lie farther away.
 ADJECTIVES = (

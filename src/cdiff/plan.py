@@ -9,6 +9,7 @@ def plan(cfg: Config) -> dict[str, str]:
     """Rows of the plan: what would be read, trained, drawn and written."""
     rows = {"task": cfg.task, "model": f"{cfg.model.name} ({cfg.model.path}), {cfg.model.resolution} px"}
     of_task = {"train": _train, "sample": _sample, "evaluate": _evaluate, "merge": _merge, "pretrain": _pretrain}
+    of_task["report"] = _report
     rows |= of_task[cfg.task](cfg)
     return rows if cfg.task == "pretrain" else rows | {"run folder": f"{cfg.output}/"}
 
@@ -67,6 +68,14 @@ def _merge(cfg: Config) -> dict[str, str]:
         "same tokens": "renamed" if cfg.merge.rename else "refused",
         "kept": f"the captions of {cfg.merge.captions}" if cfg.merge.captions else "a built-in list of captions",
         "files": "adapter/, merge.json, config.yaml, run.json, log.txt",
+    }
+
+
+def _report(cfg: Config) -> dict[str, str]:
+    return {
+        "report of": _listed(cfg.run),
+        "files": f"report.html (pictures of at most {cfg.report.megabytes:g} MB), runs.csv, settings.csv, table.md, "
+        "table.tex, run.json, log.txt",
     }
 
 

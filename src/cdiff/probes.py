@@ -11,6 +11,7 @@ import numpy as np
 from cdiff.attention_maps import class_word_map, overlay, side_by_side
 from cdiff.data.images import read_folder
 from cdiff.drift import DriftProbe
+from cdiff.runs import PROBES
 from cdiff.tokens import PromptEncoder
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from cdiff.schema import Config
     from cdiff.tracking import Tracker
 
-FOLDER = "probes"  # of a run
 PIXELS = 256  # of an attention map's side
 
 
@@ -40,7 +40,7 @@ class Probes:
         validate: Callable[[int], None],
     ) -> None:
         self.cfg, self.base, self.concepts, self.tracker = cfg, base, concepts, tracker
-        self.folder, self.validate = run_folder / FOLDER, validate
+        self.folder, self.validate = run_folder / PROBES, validate
         self.encoder = PromptEncoder(base, rows)
         self.drift = DriftProbe(base, rows, concepts, self.encoder, tracker) if cfg.probes.every else None
         self.maps: list[np.ndarray] = []  # of each concept, before training

@@ -13,12 +13,9 @@ from cdiff.adapter import Adapter
 from cdiff.concepts import resolve_concepts
 from cdiff.convert import flat, to_dict
 from cdiff.errors import UserError
-from cdiff.runs import TRAINED, Run, find_run, is_sweep
+from cdiff.runs import NOT_A_SETTING, TRAINED, Run, find_run, is_sweep
 from cdiff.schema import Config
 from cdiff.sweep_folder import ATTEMPTS
-
-# What does not make two runs different methods: the subject, chance, and where and how things were written.
-NOT_A_SETTING = ("concept.", "concepts.", "seed", "output", "name", "run", "dry_run", "logger.", "device", "evaluate.", "sweep.", "report.")
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,8 @@ from typing import Any
 import numpy as np
 
 from cdiff.convert import flat, to_dict
-from cdiff.drift import PHRASES_FILE
 from cdiff.errors import UserError
-from cdiff.evaluation.runs import NOT_A_SETTING
-from cdiff.probes import FOLDER as PROBES
-from cdiff.runs import TRAINED, Run
+from cdiff.runs import NOT_A_SETTING, PHRASES_FILE, PROBES, TRAINED, Run
 from cdiff.schema import METRICS
 from cdiff.sweep_folder import job_runs, read_sweep
 
