@@ -35,7 +35,7 @@ LAYERS = (
     ("sweep_folder",),
     ("runs",),
     ("pocket",),
-    ("catalog", "checks", "convert", "merging"),
+    ("catalog", "checks", "convert", "merging", "cost"),
     ("schema", "suggest", "cache", "shared", "gpus"),
     ("errors",),
 )

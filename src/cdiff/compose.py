@@ -43,10 +43,9 @@ def compose(words: list[str], config_dirs: list[Path] | None = None) -> DictConf
             return hydra.compose("config", [*words, *extra], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
-        missing = re.search(r"hydra/(?:launcher|sweeper)/(\w+)'", str(cause))
-        if missing and missing[1] in EXTRAS:
-            extra = EXTRAS[missing[1]]
-            raise UserError(f"This launcher or sweeper needs a package: pip install 'cdiff[{extra}]'.") from error
+        named = re.findall(r"hydra/(?:launcher|sweeper)/(\w+)'", str(cause))
+        if missing := [EXTRAS[name] for name in named if name in EXTRAS]:
+            raise UserError(f"This launcher or sweeper needs a package: pip install 'cdiff[{missing[0]}]'.") from error
         raise UserError(f"The configuration can't be composed: {one_line(cause)}") from error
 
 

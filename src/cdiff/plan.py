@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cdiff.cost import cost
 from cdiff.schema import Config
 
 
@@ -43,6 +44,8 @@ def _train(cfg: Config) -> dict[str, str]:
         files.insert(-3, "evaluation/")
     if cfg.logger.name != "none":
         files.append(f"{cfg.logger.name}/")
+    if (arithmetic := cost(cfg)) is not None:
+        rows["time"] = arithmetic.in_words()
     return rows | {"files": ", ".join(files)}
 
 

@@ -54,8 +54,10 @@ def sweep(overrides: list[Override], config_dirs: list[Path]) -> int:
     folder = Path(settings.hydra.sweep.dir)
     arguments = ["--multirun", *words, quiet]
     if first.dry_run:
-        check_jobs(overrides, swept, config_dirs, None)
-        return _dry(arguments, folder, settings, config_dirs)
+        whole = check_jobs(overrides, swept, config_dirs, None)
+        code = _dry(arguments, folder, settings, config_dirs)
+        console.summary("The whole sweep", whole | {"folder": f"{folder}/"})
+        return code
     check_jobs(overrides, swept, config_dirs, folder)
     command = shlex.join(["python", "-m", "cdiff", "-m", *words])
     with sweep_folder.opened(folder, list(swept), command, first.sweep.resume):

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf, open_dict
 
 from cdiff import catalog, sweep_folder
 from cdiff.compose import compose, to_checked_config
+from cdiff.cost import cost
 from cdiff.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,17 +51,24 @@ def swept_overrides(overrides: list[Override], settings: DictConfig) -> dict[str
 
 def check_jobs(
     overrides: list[Override], swept: Mapping[str, Override], config_dirs: list[Path], folder: Path | None
-) -> None:
+) -> dict[str, str]:
     """Compose and check the settings of every job; `folder`: of the sweep, whose done jobs must have the same settings.
+
+    Returns:
+        What the whole sweep would be, for a dry run: how many jobs, and what is known of their cost.
 
     Raises:
         UserError: what is wrong, and with which values.
     """
     mistakes: dict[str, str] = {}
+    jobs, total = 0, None
     for values, composed in _composed_jobs(overrides, swept, config_dirs):
         said = ", ".join(f"{key}={value}" for key, value in values.items())
         try:
             config = to_checked_config(composed)
+            jobs += 1
+            if (own := cost(config)) is not None:
+                total = own if total is None else total + own
             if folder is not None and folder.is_dir() and config.task == "train":
                 sweep_folder.finished_job(folder, config, values)
         except UserError as error:
@@ -69,6 +77,8 @@ def check_jobs(
         lines = [f"{said}: {sentence}" if said else sentence for sentence, said in list(mistakes.items())[:SHOWN]]
         more = f"\n({len(mistakes) - SHOWN} more)" if len(mistakes) > SHOWN else ""
         raise UserError("No job was started.\n" + "\n".join(lines) + more)
+    rows = {"jobs": str(jobs), "over": ", ".join(f"{key} ({len(_values(one))})" for key, one in swept.items())}
+    return rows if total is None else rows | {"time": total.in_words()}
 
 
 def _composed_jobs(

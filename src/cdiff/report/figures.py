@@ -56,7 +56,7 @@ class Plot:
 def make_figures(study: Study, tables: Tables, text: str | None, image: str | None) -> dict[str, list[Plot]]:
     """Section -> its plots; a section without data has none."""
     text = text or next((name for name in TEXT_METRICS if name in study.metrics), None)
-    image = image or next((name for name in IMAGE_METRICS if name in study.metrics), None)
+    image = image or next((name for name in IMAGE_METRICS if _varies(tables, name)), None)
     attributes = [name for name in study.metrics if name.startswith("attr_")]
     found: dict[str, list[Plot]] = {"alignment": [], "drift": [], "losses": [], "projection": []}
     if text and image and text in study.metrics and image in study.metrics:
@@ -81,6 +81,11 @@ def make_figures(study: Study, tables: Tables, text: str | None, image: str | No
             found["losses"].append(plot)
     found["projection"] = projections(study)
     return found
+
+
+def _varies(tables: Tables, metric: str) -> bool:
+    """Whether the runs differ in a metric: an axis on which all of them stand at 0 shows nothing."""
+    return metric in tables.runs and tables.runs[metric].nunique() > 1
 
 
 def alignment(study: Study, tables: Tables, text: str, image: str) -> Plot:

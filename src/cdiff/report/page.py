@@ -58,7 +58,7 @@ def write_page(
     page = environment.get_template("report.html.j2").render(
         study=study,
         intro=introduction(study),
-        runs_table=sortable(tables.runs.drop(columns=["folder"]), study.metrics),
+        runs_table=sortable(tables.runs.drop(columns=["folder", "setting"]), study.metrics),
         settings_table=sortable(tables.settings, study.metrics),
         differences_table=sortable(tables.differences, study.metrics, sign="+") if len(tables.differences) else None,
         baseline=tables.baseline,
