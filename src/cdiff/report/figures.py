@@ -57,7 +57,7 @@ def make_figures(study: Study, tables: Tables, text: str | None, image: str | No
     """Section -> its plots; a section without data has none."""
     text = text or next((name for name in TEXT_METRICS if name in study.metrics), None)
     image = image or next((name for name in IMAGE_METRICS if _varies(tables, name)), None)
-    attributes = [name for name in study.metrics if name.startswith("attr_")]
+    attributes = [name for name in study.metrics if name.startswith("attr_") and _varies(tables, name)]
     found: dict[str, list[Plot]] = {"alignment": [], "drift": [], "losses": [], "projection": []}
     if text and image and text in study.metrics and image in study.metrics:
         found["alignment"].append(alignment(study, tables, text, image))
@@ -98,7 +98,7 @@ def alignment(study: Study, tables: Tables, text: str, image: str) -> Plot:
             both = [(r.overall[image]["mean"], r.overall[text]["mean"]) for r in runs if {image, text} <= set(r.overall)]
             if not both:
                 continue
-            axes.scatter(*zip(*both), s=12, alpha=0.35, color=colours[setting], linewidths=0)
+            axes.scatter(*zip(*both), s=18, alpha=0.45, color=colours[setting], linewidths=0)
             row = tables.settings[tables.settings["setting"] == setting].iloc[0]
             x, y = row[image], row[text]
             error = {"xerr": _bars(row, image), "yerr": _bars(row, text)}

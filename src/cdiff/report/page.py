@@ -48,7 +48,7 @@ def write_page(
     """Write the page; returns its bytes, and the embedder, that knows how many pictures had no room."""
     grids = [grid for grid in step_grids(study)]
     viewer = viewed(study)
-    attention = [(run, sheet) for run in study.runs[:ATTENTION_RUNS] for sheet in run.attention()]
+    attention = [(run, sheet) for run in one_seed(study)[:ATTENTION_RUNS] for sheet in run.attention()]
     embed = Embedder(_files(grids, viewer) + [sheet for _, sheet in attention], megabytes)
     environment = Environment(
         loader=PackageLoader("cdiff.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -75,6 +75,14 @@ def write_page(
     )
     atomic_write(file, page)
     return len(page.encode()), embed
+
+
+def one_seed(study: Study) -> list[RunRecord]:
+    """Of each concept the runs of its first seed: what is shown run by run need not be shown for every seed."""
+    first: dict[str, int] = {}
+    for run in study.runs:
+        first.setdefault(run.concept, run.seed)
+    return [run for run in study.runs if run.seed == first[run.concept]]
 
 
 def introduction(study: Study) -> list[tuple[str, str]]:
@@ -219,7 +227,10 @@ def viewer_data(viewer: Viewed, embed: Embedder) -> str | None:
     if len(runs) < 2:
         return None
     prompts = list(dict.fromkeys(template for run in runs for template in run["pictures"]))
-    text = json.dumps({"prompts": prompts, "runs": runs}, ensure_ascii=False)
+    first = viewer[0][0]
+    alike = [i for i, (run, _) in enumerate(viewer) if (run.concept, run.seed) == (first.concept, first.seed)]
+    right = alike[-1] or len(runs) - 1  # at first: two settings on the same concept and seed, where there are two
+    text = json.dumps({"prompts": prompts, "runs": runs, "right": right}, ensure_ascii=False)
     return text.replace("<", "\\u003c").replace("&", "\\u0026")
 
 
