@@ -41,7 +41,8 @@ LAYERS = (
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 LIGHT = (
-    "__main__ cli cli_help sweep sweep_jobs sweep_folder shared gpus overrides compose dispatch plan catalog checks convert schema suggest errors runs "
+    "__main__ cli cli_help sweep sweep_jobs sweep_folder shared gpus cost "
+    "overrides compose dispatch plan catalog checks convert schema suggest errors runs "
     "tracking console"
 )
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "wandb", "peft", "datasets"}

@@ -1,4 +1,4 @@
-"""Each launcher and sweeper runs truly, in processes of its own where it has some; skipped where it is not installed."""
+"""Each launcher and sweeper runs truly, in processes of its own where it has some; skipped where not installed."""
 
 from __future__ import annotations
 

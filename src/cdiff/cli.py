@@ -54,8 +54,9 @@ def _single(words: list[str], config_dirs: list[Path]) -> int:
     from cdiff.dispatch import run_task
 
     composed = compose(words, config_dirs)
-    if swept := composed.hydra.sweeper.get("params"):
-        named = ", ".join(f"{key}={value}" for key, value in swept.items())
+    said = {word.partition("=")[0] for word in words}
+    if left := {key: value for key, value in (composed.hydra.sweeper.get("params") or {}).items() if key not in said}:
+        named = ", ".join(f"{key}={value}" for key, value in left.items())
         raise UserError(f"This experiment is a sweep ({named}): add -m, and give it a name: name=NAME.")
     config = to_checked_config(composed)
     adopt_run(config, words)

@@ -36,10 +36,11 @@ class Cost:
     def in_words(self) -> str:
         """ "1.2 GPU hours at the least, about 4 to plan with (...)"."""
         least = self.total / PEAK / 3600
+        drawing = self.drawing / max(self.total, 1e-9)
         return (
-            f"{_hours(least)} GPU hours at the least, about {_hours(least / SHARE)} to plan with: {self.total / 1000:,.0f} "
-            f"PFLOP by count ({self.drawing / max(self.total, 1e-9):.0%} of it drawing) at an H100's {PEAK:.0f} TFLOP/s and "
-            f"at {SHARE:.0%} of it; not measured"
+            f"{_hours(least)} GPU hours at the least, about {_hours(least / SHARE)} to plan with: "
+            f"{self.total / 1000:,.0f} PFLOP by count ({drawing:.0%} of it drawing) at an H100's {PEAK:.0f} TFLOP/s "
+            f"and at {SHARE:.0%} of it; not measured"
         )
 
 
@@ -61,7 +62,9 @@ def cost(cfg: Config, prompts: int | None = None) -> Cost | None:
     if "evaluate" in cfg.train.then:
         protocol = cfg.protocol
         each = len(protocol.prompts) + max(len(protocol.live), len(protocol.object)) if prompts is None else prompts
-        images += protocol.images_per_prompt * (each * len(cfg.concepts) + len(protocol.joint) * (len(cfg.concepts) > 1))
+        images += protocol.images_per_prompt * (
+            each * len(cfg.concepts) + len(protocol.joint) * (len(cfg.concepts) > 1)
+        )
     passes = cfg.sampler.steps * (2 if cfg.sampler.guidance_scale > 1 else 1)
     return Cost(training * scale, images * (passes * FORWARD + DECODE) * scale)
 

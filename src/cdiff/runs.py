@@ -35,7 +35,20 @@ OUTPUTS = Path("outputs")
 TRAINED = ("train", "merge")  # tasks whose runs hold an adapter: run= finds both
 PACKAGES = ("cdiff", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "wandb")
 # What does not make two runs different methods: the subject, chance, and where and how things were written.
-NOT_A_SETTING = ("concept.", "concepts.", "seed", "output", "name", "run", "dry_run", "logger.", "device", "evaluate.", "sweep.", "report.")
+NOT_A_SETTING = (
+    "concept.",
+    "concepts.",
+    "seed",
+    "output",
+    "name",
+    "run",
+    "dry_run",
+    "logger.",
+    "device",
+    "evaluate.",
+    "sweep.",
+    "report.",
+)
 PROBES, PHRASES_FILE = "probes", "phrases.npz"  # in a run's folder: what cdiff.probes writes
 _active: Run | None = None
 

@@ -1,7 +1,8 @@
 """What the jobs of one process share: things that are slow to make and the same for each of them.
 
 Kept only while a sweep runs its jobs in this process (`keep`); a single run makes what it needs and keeps nothing. Who
-keeps something sees to it that a job can't change it: `models.load_base` hands out copies, training views are only read.
+keeps something sees to it that a job can't change it: `models.load_base` hands out copies, training views are only
+read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A sweep's folder: which sweep it holds (sweep.json), what became of each job, and which of them need not be done again.
+"""A sweep's folder: which sweep it holds (sweep.json), what became of each job, and what need not be done again.
 
     outputs/sweeps/NAME/
         sweep.json                  the swept keys, and every command that worked on the sweep
@@ -104,8 +104,8 @@ def _refuse_another(folder: Path, keys: Sequence[str], before: Mapping[str, Any]
         raise UserError(f"{folder} holds a sweep already: sweep.resume=true goes on with it, or choose another name=.")
     if sorted(keys) != before["keys"]:
         raise UserError(
-            f"{folder} holds another sweep, over {_listed(before['keys'])}, and this one is over {_listed(sorted(keys))}: "
-            "choose another name=."
+            f"{folder} holds another sweep, over {_listed(before['keys'])}, and this one is over "
+            f"{_listed(sorted(keys))}: choose another name=."
         )
 
 
@@ -159,7 +159,8 @@ def finished_job(folder: Path, config: Config, swept: Swept) -> Run | None:
         return None
     if changed := differences(run.config(), config):
         raise UserError(
-            f"{run.folder} was done with other settings ({'; '.join(changed[:3])}): choose another name= for this sweep."
+            f"{run.folder} was done with other settings ({'; '.join(changed[:3])}): choose another name= for this "
+            "sweep."
         )
     return run
 

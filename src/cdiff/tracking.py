@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 WANDB_MODES = ("online", "offline", "disabled")
+WANDB_SECONDS = 20.0  # that a server has to answer before the run is kept offline
 
 
 class Tracker:
@@ -241,7 +242,7 @@ def run_name(cfg: Config, run: Run) -> str:
 
 def _wandb_session(wandb: Any, cfg: Config, run: Run, mode: str) -> Any:
     logger = cfg.logger
-    settings = wandb.Settings(silent=True, console="off", save_code=False, init_timeout=20)
+    settings = wandb.Settings(silent=True, console="off", save_code=False, init_timeout=WANDB_SECONDS)
     return wandb.init(
         project=logger.project,
         entity=logger.entity,

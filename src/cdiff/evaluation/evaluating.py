@@ -55,7 +55,9 @@ def open_scoring(cfg: Config, world: str, device: torch.device | str, with_refer
     Raises:
         UserError: nothing is left to score, or the objective is not among it.
     """
-    scorers = shared.get("scorers", (repr(cfg.metrics), world, str(device)), lambda: open_metrics(cfg.metrics, world, device))
+    scorers = shared.get(
+        "scorers", (repr(cfg.metrics), world, str(device)), lambda: open_metrics(cfg.metrics, world, device)
+    )
     for scorer in scorers:
         scorer.forget()
     asked = [name for scorer in scorers for name in scorer.metrics]

@@ -95,7 +95,9 @@ def alignment(study: Study, tables: Tables, text: str, image: str) -> Plot:
 
     def draw(axes: Axes) -> None:
         for place, (setting, runs) in enumerate(by_setting(study.runs).items()):
-            both = [(r.overall[image]["mean"], r.overall[text]["mean"]) for r in runs if {image, text} <= set(r.overall)]
+            both = [
+                (r.overall[image]["mean"], r.overall[text]["mean"]) for r in runs if {image, text} <= set(r.overall)
+            ]
             if not both:
                 continue
             axes.scatter(*zip(*both), s=18, alpha=0.45, color=colours[setting], linewidths=0)
@@ -103,7 +105,14 @@ def alignment(study: Study, tables: Tables, text: str, image: str) -> Plot:
             x, y = row[image], row[text]
             error = {"xerr": _bars(row, image), "yerr": _bars(row, text)}
             axes.errorbar(
-                [x], [y], **error, fmt=MARKERS[place % len(MARKERS)], ms=8, color=colours[setting], lw=1.2, label=setting
+                [x],
+                [y],
+                **error,
+                fmt=MARKERS[place % len(MARKERS)],
+                ms=8,
+                color=colours[setting],
+                lw=1.2,
+                label=setting,
             )
             points.append((x, y, setting))
         front = pareto(points)

@@ -46,12 +46,16 @@ def write_page(
     file: Path, study: Study, tables: Tables, figures: dict[str, list[Plot]], megabytes: float
 ) -> tuple[int, Embedder]:
     """Write the page; returns its bytes, and the embedder, that knows how many pictures had no room."""
-    grids = [grid for grid in step_grids(study)]
+    grids = step_grids(study)
     viewer = viewed(study)
     attention = [(run, sheet) for run in one_seed(study)[:ATTENTION_RUNS] for sheet in run.attention()]
     embed = Embedder(_files(grids, viewer) + [sheet for _, sheet in attention], megabytes)
     environment = Environment(
-        loader=PackageLoader("cdiff.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("cdiff.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     numbers = iter(range(10_000))
     plots = {key: [(plot, described(plot, next(numbers))) for plot in some] for key, some in figures.items()}
@@ -199,7 +203,9 @@ def _first(pictures: Sequence[Picture], prompt: str) -> Picture | None:
 
 def _embedded(grid: Any, embed: Embedder) -> Grid:
     title, columns, rows = grid
-    return Grid(title, columns, [(label, [(embed(f) if f else None, alt) for f, alt in cells]) for label, cells in rows])
+    return Grid(
+        title, columns, [(label, [(embed(f) if f else None, alt) for f, alt in cells]) for label, cells in rows]
+    )
 
 
 # --- the side-by-side viewer ----------------------------------------------------------------------------------------
@@ -251,10 +257,10 @@ def alone(run: RunRecord, study: Study) -> str:
     swept = (run.run.info.get("sweep") or {}).get("swept", {})
     if swept and study.commands:
         words = [word for word in shlex.split(study.commands[-1])[3:] if word not in ("-m", "--multirun")]
-        words = [word for word in words if word.partition("=")[0] not in (*swept, "name", "hydra/launcher", "hydra/sweeper")]
-        words = [word for word in words if not word.startswith(("hydra.", "sweep.", "experiment="))] + [
-            word for word in words if word.startswith("experiment=")
+        words = [
+            word for word in words if word.partition("=")[0] not in (*swept, "name", "hydra/launcher", "hydra/sweeper")
         ]
+        words = [word for word in words if not word.startswith(("hydra.", "sweep."))]
         return shlex.join(["python", "-m", "cdiff", *words, *(f"{key}={value}" for key, value in swept.items())])
     return shlex.join(["python", "-m", "cdiff", *map(str, run.run.info.get("argv") or [])])
 

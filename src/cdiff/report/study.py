@@ -157,7 +157,9 @@ def read_study(specs: Sequence[Path], title: str | None = None) -> Study:
     foreign += [f"{r.folder.name} (a run of task={r.info.get('task')})" for r in runs if _is_other(r)]
     if not records:
         why = f"; {len(lost)} are not: {lost[0].name} ({lost[0].state}) ..." if lost else ""
-        raise UserError(f"No training run of {', '.join(map(str, specs))} is finished: there is nothing to report{why}.")
+        raise UserError(
+            f"No training run of {', '.join(map(str, specs))} is finished: there is nothing to report{why}."
+        )
     shared_by_all, swept = _compared(records)
     _name(records, swept)
     commands = list(dict.fromkeys(commands))
@@ -205,7 +207,9 @@ def _name(records: Sequence[RunRecord], swept: Sequence[str]) -> None:
         pairs = [(key, _short(said.get(key, record.config.get(key)))) for key in swept]
         parts = [f"{key.split('.')[-1]}={value}" for key, value in pairs if value is not None]
         record.label = " ".join(parts) or "/".join(record.folder.parts[-2:])
-        own = [f"{k.split('.')[-1]}={v}" for k, v in pairs if v is not None and k.split(".")[0] not in ("concept", "seed")]
+        own = [
+            f"{k.split('.')[-1]}={v}" for k, v in pairs if v is not None and k.split(".")[0] not in ("concept", "seed")
+        ]
         record.setting = " ".join(own) or str(record.config.get("method.name"))
     seen: dict[str, int] = {}
     for record in records:
@@ -225,7 +229,9 @@ def read_pictures(folder: Path) -> list[Picture]:
     for name, entry in _json(folder / "prompts.json").items():
         file = folder / name
         if isinstance(entry, Mapping) and file.is_file():
-            found.append(Picture(file, str(entry.get("prompt", "")), int(entry.get("seed") or 0), int(entry.get("index") or 0)))
+            found.append(
+                Picture(file, str(entry.get("prompt", "")), int(entry.get("seed") or 0), int(entry.get("index") or 0))
+            )
     return found
 
 

@@ -115,7 +115,9 @@ def readable(table: pd.DataFrame, metrics: Sequence[str], sign: str = "") -> pd.
     return shown.loc[:, [column for column in shown if any(str(v) not in ("", "None", "nan") for v in shown[column])]]
 
 
-def cell(mean: float | None, low: float | None = None, high: float | None = None, digits: int = 3, sign: str = "") -> str:
+def cell(
+    mean: float | None, low: float | None = None, high: float | None = None, digits: int = 3, sign: str = ""
+) -> str:
     if mean is None or math.isnan(mean):
         return ""
     text = f"{mean:{sign}.{digits}f}"
