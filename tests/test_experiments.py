@@ -30,9 +30,14 @@ def test_the_paper_end_to_end_and_its_table_beside_the_published_figures(sd15_fo
     chosen = ["concept=vase", "method=class_diffusion,lora"]
     assert main(["-m", "experiment=paper", "name=paper", *chosen, *small]) == 0
     runs = job_runs(Path("outputs/sweeps/paper"))[0]
-    assert [(run.info["method"], run.info["concepts"]) for run in runs] == [("class_diffusion", ["vase"]), ("lora", ["vase"])]
+    assert [(run.info["method"], run.info["concepts"]) for run in runs] == [
+        ("class_diffusion", ["vase"]),
+        ("lora", ["vase"]),
+    ]
     config = runs[1].config()
-    assert config.protocol.name == "paper" and config.sampler.eta == 1.0 and config.concepts["vase"].class_word == "vase"
+    assert (
+        config.protocol.name == "paper" and config.sampler.eta == 1.0 and config.concepts["vase"].class_word == "vase"
+    )
     assert main(["task=report", "run=outputs/sweeps/paper", "output=out"]) == 0
     page = Path("out/report.html").read_text(encoding="utf-8")
     published = page.split("published (not measured here)")[1]

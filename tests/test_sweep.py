@@ -16,6 +16,7 @@ from tiny_job import draw_pictures, words
 from cdiff import models, shared
 from cdiff.cli import main
 from cdiff.errors import UserError
+from cdiff.evaluation.runs import sweep_runs
 from cdiff.runs import Run
 from cdiff.sweep_folder import job_runs
 
@@ -79,6 +80,7 @@ def test_the_same_sweep_again_repeats_what_failed_and_nothing_else(task, capsys)
     assert state(SWEEP / "1-train.steps=2")["status"] == "done"
     assert state(SWEEP / "attempts/1-train.steps=2/1")["reason"] == "2 steps are too few."
     assert "Job 0 was done before: outputs/sweeps/s/0-train.steps=1" in capsys.readouterr().out
+    assert [run.folder.name for run in sweep_runs(SWEEP)] == folders()[:3], "an evaluation takes no earlier attempt"
     seen = task(body_that_fails())
     assert main(COMMAND) == 0 and not seen
     calls = json.loads((SWEEP / "sweep.json").read_text())["calls"]
@@ -164,6 +166,20 @@ def test_two_processes_do_not_work_on_one_sweep(task, capsys):
         fcntl.flock(stream, fcntl.LOCK_EX)
         assert main(COMMAND) == 2
     assert "Another process works on the sweep outputs/sweeps/s" in capsys.readouterr().err
+
+
+def test_a_launcher_that_breaks_is_no_bug_of_cdiff(task, capsys, monkeypatch):
+    from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+
+    def launch(self, job_overrides, initial_job_idx):
+        raise MemoryError("a worker was killed")
+
+    monkeypatch.setattr(BasicLauncher, "launch", launch)
+    task(body_that_fails())
+    assert main(COMMAND) == 1
+    said = capsys.readouterr().err
+    assert "The sweep stopped: MemoryError: a worker was killed" in said and "bug" not in said
+    assert not SWEEP.exists(), "no job has started: nothing is left"
 
 
 def test_a_dry_sweep_of_a_sweep_that_exists_changes_nothing(task):

@@ -291,7 +291,9 @@ def test_a_sweep_on_the_dashboard(sd15_folder, tmp_path, monkeypatch):
         assert [row["step"] for row in rows if "attention/captions" in row] == [4]
         metrics = [r.metric for r in records if r.WhichOneof("record_type") == "metric"]
         assert any(m.glob_name == "*" and m.step_metric == "step" for m in metrics)
-        table = next(Path("outputs/sweeps/weights").glob(f"{number}-*/wandb/*run-*/files/media/table/evaluation/samples*"))
+        table = next(
+            Path("outputs/sweeps/weights").glob(f"{number}-*/wandb/*run-*/files/media/table/evaluation/samples*")
+        )
         content = json.loads(table.read_text())
         assert content["columns"] == ["run", "prompt", "seed", "image", "clip_t", "clip_i"]
         assert len(content["data"]) == 2 and content["data"][0][1] == "a red <new1> dog"

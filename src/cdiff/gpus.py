@@ -35,8 +35,10 @@ def claim() -> str | None:
     names = visible()
     if len(names) < 2:
         return None
-    import fcntl
-
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        return None
     folder = Path(tempfile.gettempdir()) / f"cdiff-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     for name in names:

@@ -70,10 +70,18 @@ def sweep(overrides: list[Override], config_dirs: list[Path]) -> int:
 
 
 def _guarded_hydra(arguments: list[str], config_dirs: list[Path]) -> int:
-    """Hydra tells of failed jobs by an exception, after the last one."""
+    """Hydra tells of failed jobs by an exception, after the last one; a launcher whose worker was killed, or a sweeper
+    none of whose jobs succeeded, has errors of its own, which are no bugs either."""
     try:
         return plain_hydra(arguments, config_dirs)
     except JobFailed:
+        return 1
+    except UserError:
+        raise
+    except Exception as error:
+        if os.environ.get("CDIFF_DEBUG"):
+            raise
+        console.complain(f"The sweep stopped: {type(error).__name__}: {one_line(error)}")
         return 1
 
 
@@ -131,7 +139,9 @@ def job(composed: DictConfig) -> float | None:
     console.say(f"Job {settings.job.num}: {settings.job.override_dirname or 'no setting changes'}")
     shared.keep()
     config, reason, result = None, "interrupted", None
-    folder = Path(settings.runtime.output_dir)
+    scratch, _, sweep_dir = os.environ.get("CDIFF_DRY_SWEEP", "=").partition("=")
+    where = str(settings.runtime.output_dir)
+    folder = Path(where.replace(scratch, sweep_dir) if scratch else where)
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())  # as the user wrote it
 
@@ -162,9 +172,8 @@ def job(composed: DictConfig) -> float | None:
 
 def _run(config: Config, folder: Path, settings: Any) -> dict[str, Any] | None:
     """Do the job's task, unless the job was done before; its result either way."""
-    scratch, _, sweep_dir = os.environ.get("CDIFF_DRY_SWEEP", "=").partition("=")
     if config.dry_run:
-        return run_task(config, str(folder).replace(scratch, sweep_dir) if scratch else str(folder))
+        return run_task(config, str(folder))
     done = sweep_folder.finished_job(folder.parent, config, config.sweep.swept)
     if done is not None:
         if done.folder != folder:
