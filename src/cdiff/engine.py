@@ -170,7 +170,7 @@ def train(
         prior_views: views of class images; given, each batch holds as many of them again.
         progress: told after each step; the losses last logged.
         on_validation: told the step, every `conf.validation.every` steps, on the main process.
-        probe: told every step on the main process, 0 before the first one too; its time does not count as training's.
+        probe: told every step on the main process, and before the first one where the run stands (0); its time does not count as training's.
 
     Raises:
         UserError: nothing to train, or a loss that is not finite.
@@ -197,7 +197,7 @@ def train(
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         state = State(0, module, optimizer, schedule, trained)
         if probe is not None and accelerator.is_main_process:
-            probe(0)
+            probe(state.step)
         losses, seconds = _loop(conf, accelerator, prepared, state, batches, tracker, progress, on_validation, probe)
         return TrainResult(
             steps=state.step,

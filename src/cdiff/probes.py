@@ -55,7 +55,7 @@ class Probes:
                 self.drift.save(self.folder)
         if self.cfg.probes.attention and step == 0:
             self.maps = self._maps()
-        if self.cfg.probes.attention and last:
+        if self.maps and last:  # a run that went on from a checkpoint has seen no "before"
             self._save_maps(step)
 
     def _picture(self, concept: Concept) -> Image.Image:
