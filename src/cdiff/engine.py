@@ -170,7 +170,8 @@ def train(
         prior_views: views of class images; given, each batch holds as many of them again.
         progress: told after each step; the losses last logged.
         on_validation: told the step, every `conf.validation.every` steps, on the main process.
-        probe: told every step on the main process, and before the first one where the run stands (0); its time does not count as training's.
+        probe: told every step on the main process, and where the run stands (0) before the first one; its time does
+            not count as training's.
 
     Raises:
         UserError: nothing to train, or a loss that is not finite.
