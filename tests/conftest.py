@@ -50,3 +50,26 @@ def sd15(sd15_folder):
     from cdiff.schema import ModelConfig
 
     return load_base(ModelConfig(path=str(sd15_folder)), torch.float32, "cpu")
+
+
+@pytest.fixture
+def task(monkeypatch):
+    """Put a function in the place of a task; the configurations it was called with are kept."""
+
+    from types import SimpleNamespace
+
+    from cdiff import tasks
+
+    def use(body, name: str = "train") -> list:
+        seen = []
+
+        def run(cfg):
+            seen.append(cfg)
+            return body(cfg)
+
+        module = SimpleNamespace(run=run)
+        monkeypatch.setitem(sys.modules, f"stand_in_{name}", module)
+        monkeypatch.setitem(tasks.MODULES, name, f"stand_in_{name}")
+        return seen
+
+    return use

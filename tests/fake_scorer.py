@@ -21,6 +21,8 @@ class FakeScorer:
 
     def load(self) -> None: ...
 
+    def forget(self) -> None: ...
+
     def fingerprint(self) -> str:
         return self.mark
 

@@ -15,30 +15,11 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from cdiff import catalog, tasks
+from cdiff import catalog
 from cdiff.cli import main
 from cdiff.errors import UserError
 from cdiff.plan import own_prompts
 from cdiff.runs import Run
-
-
-@pytest.fixture
-def task(monkeypatch):
-    """Put a function in the place of a task; the configurations it was called with are kept."""
-
-    def use(body, name: str = "train") -> list:
-        seen = []
-
-        def run(cfg):
-            seen.append(cfg)
-            return body(cfg)
-
-        module = SimpleNamespace(run=run)
-        monkeypatch.setitem(sys.modules, f"stand_in_{name}", module)
-        monkeypatch.setitem(tasks.MODULES, name, f"stand_in_{name}")
-        return seen
-
-    return use
 
 
 def started(cfg) -> dict:

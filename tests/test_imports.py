@@ -15,17 +15,19 @@ LAYERS = (
     ("__main__",),
     ("cli", "cli_help"),
     ("sweep", "overrides"),
+    ("sweep_jobs",),
     ("compose", "dispatch"),
     ("plan",),
     ("tasks",),
     ("resuming",),
+    ("report",),
     ("evaluation",),
-    ("drawing", "class_images"),
+    ("drawing", "class_images", "probes"),
     ("engine",),
     ("keeping",),
     ("checkpoint", "snapshot"),
     ("window",),
-    ("batches", "sampling", "grids"),
+    ("batches", "sampling", "grids", "drift", "attention_maps"),
     ("methods",),
     ("losses",),
     ("metrics",),
@@ -34,16 +36,18 @@ LAYERS = (
     ("tokens",),
     ("concepts", "token_adjust"),
     ("adapter", "tracking", "console"),
+    ("sweep_folder",),
     ("runs",),
     ("pocket",),
-    ("catalog", "checks", "convert", "merging"),
-    ("schema", "suggest", "cache"),
+    ("catalog", "checks", "convert", "merging", "cost"),
+    ("schema", "suggest", "cache", "shared", "gpus"),
     ("locks", "storage", "untrusted", "hub"),
     ("errors", "signals"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 LIGHT = (
-    "__main__ cli cli_help sweep overrides compose dispatch plan catalog checks convert schema suggest errors runs "
+    "__main__ cli cli_help sweep sweep_jobs sweep_folder shared gpus cost "
+    "overrides compose dispatch plan catalog checks convert schema suggest errors runs "
     "tracking console resuming signals locks storage untrusted hub"
 )
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "wandb", "peft", "datasets"}

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import builtins
 import json
+import os
+import socket
 import struct
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,10 +15,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fake_scorer import FakeScorer
 from PIL import Image
+from tiny_job import draw_pictures, words
 
 from cdiff import tracking
+from cdiff.cli import main
 from cdiff.errors import UserError
+from cdiff.evaluation import evaluating
 from cdiff.runs import Run
 from cdiff.schema import Config, LoggerConfig
 from cdiff.tracking import NullTracker, TensorBoardTracker, WandbTracker, open_tracker, wandb_mode
@@ -62,10 +69,14 @@ def wandb_records(folder: Path, patience: float = 15.0) -> list:
 
 
 def read_records(folder: Path) -> list:
-    """The records that are in the file now."""
+    """The records that are in the one file below `folder` now."""
+    [file] = folder.glob("wandb/*run-*/*.wandb")
+    return records_of(file)
+
+
+def records_of(file: Path) -> list:
     from wandb.proto.wandb_internal_pb2 import Record
 
-    [file] = folder.glob("wandb/*run-*/*.wandb")
     data, position, records, parts = file.read_bytes(), 7, [], b""  # 7 bytes of wandb's header
     while position + 7 <= len(data):
         if BLOCK - position % BLOCK < 7:  # too little left of the block for a header: padding
@@ -107,7 +118,7 @@ def test_wandb_offline_holds_what_was_logged(capfd):
     [begun] = [record.run for record in records if record.WhichOneof("record_type") == "run"][:1]
     assert begun.project == "studies" and list(begun.tags) == ["a"]
     sent = {item.key: json.loads(item.value_json) for item in begun.config.update}
-    assert sent["loss"]["spl_weight"] == 0.375
+    assert sent["loss.spl_weight"] == 0.375 and "loss" not in sent
     assert any(record.WhichOneof("record_type") == "exit" for record in records), "the run was not closed"
     shown = capfd.readouterr()
     assert "wandb" not in shown.out + shown.err, "wandb talks"
@@ -289,3 +300,74 @@ def test_a_resumed_run_draws_no_step_twice_in_tensorboard():
         (10, pytest.approx(0.1)),
         (20, 7.0),
     ]
+
+
+def test_a_sweep_on_the_dashboard(sd15_folder, tmp_path, monkeypatch):
+    """One run a job, grouped by the sweep, named by what was swept, with everything that docs/sweeps.md lists."""
+    monkeypatch.setattr(evaluating, "open_metrics", lambda *_: [FakeScorer()])
+    job = [word for word in words(sd15_folder, draw_pictures(tmp_path / "pictures")) if not word.startswith("logger=")]
+    job += ["logger=wandb", "logger.mode=offline", "probes.every=2", "probes.attention=true", "evaluate.resamples=100"]
+    job += ["train.then=[sample,evaluate]", "validation.every=4", "validation.steps=2", "images_per_prompt=1"]
+    job += ["prompts=['a <new1> dog']", "protocol.prompts=['a red {}']", "protocol.live=[]", "train.steps=4"]
+    assert main(["-m", *job, "loss.spl_weight=0,0.5", "name=weights"]) == 0
+    for number, weight in enumerate(("0", "0.5")):
+        records = wandb_records(Path(f"outputs/sweeps/weights/{number}-loss.spl_weight={weight}"))
+        [begun] = [record.run for record in records if record.WhichOneof("record_type") == "run"][:1]
+        assert (begun.run_group, begun.display_name) == ("weights", f"spl_weight={weight}")
+        sent = {item.key: json.loads(item.value_json) for item in begun.config.update}
+        assert sent["loss.spl_weight"] == float(weight) and sent["concepts.folder.class_word"] is None
+        rows = history(records)
+        logged = {key: row["step"] for row in rows for key in row if "step" in row}
+        wanted = "loss/total loss/recon loss/spl lr grad_norm images_per_second token_norm"
+        drift = "drift/text_distance drift/token_norm drift/class_cosine"
+        assert [name for name in f"{wanted} {drift}".split() if logged.get(name) != 4] == []
+        assert [row["step"] for row in rows if "drift/text_distance" in row] == [0, 2, 4]
+        assert [row["step"] for row in rows if "validation/captions" in row] == [0, 4]
+        assert [row["step"] for row in rows if "attention/captions" in row] == [4]
+        metrics = [r.metric for r in records if r.WhichOneof("record_type") == "metric"]
+        assert any(m.glob_name == "*" and m.step_metric == "step" for m in metrics)
+        table = next(
+            Path("outputs/sweeps/weights").glob(f"{number}-*/wandb/*run-*/files/media/table/evaluation/samples*")
+        )
+        content = json.loads(table.read_text())
+        assert content["columns"] == ["run", "prompt", "seed", "image", "clip_t", "clip_i"]
+        assert len(content["data"]) == 2 and content["data"][0][1] == "a red <new1> dog"
+        assert 0 < content["data"][0][4] < 1 and isinstance(content["data"][0][2], int)
+        ends = [item for r in records if r.WhichOneof("record_type") == "summary" for item in r.summary.update]
+        named = {(item.key or "/".join(item.nested_key)) for item in ends}
+        assert {"evaluation/clip_t", "evaluation/clip_t_low", "final loss/recon"} <= named
+
+
+OUT_OF_REACH = """
+from cdiff import console, tracking
+from cdiff.runs import Run
+from cdiff.schema import Config, LoggerConfig
+
+console.setup_logging()
+tracking.WANDB_SECONDS = 3
+cfg = Config(logger=LoggerConfig(name="wandb", mode="online"), output="run")
+tracker = tracking.open_tracker(cfg, Run.start(cfg, "train"))
+for step in (10, 20):
+    tracker.log({"loss/total": 1 / step}, step)
+tracker.finish()
+"""
+
+
+def test_a_server_that_is_not_there_is_said_once_and_the_run_is_kept():
+    """Truly: wandb itself in a fresh process, logged in, with an address where nobody answers."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        environment = {**os.environ, "WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40}
+        command = [sys.executable, "-c", OUT_OF_REACH]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("Warning")]
+    assert len(said) == 1 and "wandb could not go online" in said[0] and "Traceback" not in done.stderr
+    rows = [row for records in _files_of("run") for row in history(records)]
+    assert [row["loss/total"] for row in rows if "loss/total" in row] == [0.1, 0.05]
+
+
+def _files_of(folder: str) -> list[list]:
+    """Of each .wandb file: the attempt to go online may have left one too."""
+    return [records_of(file) for file in sorted(Path(folder).glob("wandb/*run-*/*.wandb"))]

@@ -69,6 +69,8 @@ RANGES: dict[str, Rule] = {
     "validation.every": at_least(0),
     "validation.images_per_prompt": at_least(1),
     "validation.steps": between(1, 1000),
+    "probes.every": at_least(0),
+    "report.megabytes": between(0.5, 500),
     "checkpoints.every": at_least(0),
     "checkpoints.keep": at_least(1),
     "optimizer.learning_rate": ((lambda x: 0 < x <= 1), "above 0 and at most 1"),
@@ -243,6 +245,10 @@ def _evaluation(config: Config) -> list[str]:
     conf, mistakes = config.evaluate, []
     if conf.objective not in METRICS:
         mistakes.append(f"evaluate.objective={conf.objective} is unknown; {did_you_mean(conf.objective, METRICS)}")
+    for key in ("report.text_metric", "report.image_metric"):
+        metric = value_at(config, key)
+        if metric is not None and metric not in METRICS:
+            mistakes.append(f"{key}={metric} is unknown; {did_you_mean(metric, METRICS)}")
     if conf.name is not None and not re.fullmatch(PLAIN_NAME, conf.name):
         mistakes.append(f"evaluate.name may hold letters, digits, '.', '_' and '-' only, got '{conf.name}'.")
     if not re.fullmatch(PLAIN_NAME, config.protocol.name):

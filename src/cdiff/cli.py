@@ -53,6 +53,10 @@ def _single(words: list[str], config_dirs: list[Path]) -> int:
     from cdiff.resuming import adopt_resumed
 
     composed = compose(words, config_dirs)
+    said = {word.partition("=")[0] for word in words}
+    if left := {key: value for key, value in (composed.hydra.sweeper.get("params") or {}).items() if key not in said}:
+        named = ", ".join(f"{key}={value}" for key, value in left.items())
+        raise UserError(f"This experiment is a sweep ({named}): add -m, and give it a name: name=NAME.")
     config = to_checked_config(composed)
     config = adopt_resumed(config, words, lambda others: to_checked_config(compose(others, config_dirs)))
     adopt_run(config, words)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cdiff import catalog, runs
+from cdiff import catalog, gpus, runs
 from cdiff.checks import check
 from cdiff.convert import to_config
 from cdiff.errors import UserError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from cdiff.schema import Config
 
+EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "optuna": "optuna"}
 READS_A_RUN = ("sample", "evaluate")
 NO_RUN = "base"  # run=base: the untouched base model
 
@@ -46,6 +47,9 @@ def compose(words: list[str], config_dirs: list[Path] | None = None) -> DictConf
             return hydra.compose("config", [*words, *extra], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
+        named = re.findall(r"hydra/(?:launcher|sweeper)/(\w+)'", str(cause))
+        if missing := [EXTRAS[name] for name in named if name in EXTRAS]:
+            raise UserError(f"This launcher or sweeper needs a package: pip install 'cdiff[{missing[0]}]'.") from error
         raise UserError(f"The configuration can't be composed: {one_line(cause)}") from error
 
 
@@ -103,6 +107,10 @@ def register_resolvers() -> None:
     def folder_name(text: str) -> str:
         return re.sub(r"[^\w.,=+-]+", "_", re.sub("['\"]", "", str(text)))[:120] or "run"
 
+    def gpu_count() -> int:
+        return max(1, len(gpus.visible()))
+
+    OmegaConf.register_new_resolver("cdiff.gpus", gpu_count, replace=True)
     OmegaConf.register_new_resolver("cdiff.names", lambda names: "_".join(names) or "any", replace=True)
     OmegaConf.register_new_resolver("cdiff.either", lambda first, second: first or second, replace=True)
     OmegaConf.register_new_resolver("cdiff.folder_name", folder_name, replace=True)

@@ -58,6 +58,14 @@ def to_dict(config: Config) -> dict[str, Any]:
     return values
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names: {"loss": {"spl_weight": 1}} -> {"loss.spl_weight": 1}."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return found
+
+
 def all_keys(cls: type = Config, prefix: str = "") -> Iterator[str]:
     """Every dotted key that holds a value: `train.steps`, `loss.spl_weight`, ..."""
     for name, hint in typing.get_type_hints(cls).items():

@@ -113,6 +113,7 @@ def train(
     progress: Callable[[dict[str, float]], None] | None = None,
     on_validation: Callable[[int], None] | None = None,
     keeping: Keeping | None = None,
+    probe: Callable[[int], None] | None = None,
 ) -> TrainResult:
     """Train `rows` and `trainables` in place up to `conf.train.steps` optimiser steps.
 
@@ -123,6 +124,8 @@ def train(
         progress: told after each step; the losses last logged.
         on_validation: told the step, every `conf.validation.every` steps, on the main process.
         keeping: writes checkpoints and starts from one; None keeps nothing.
+        probe: told every step on the main process, and where the run stands (0) before the first one; its time does
+            not count as training's.
 
     Raises:
         UserError: nothing to train, a checkpoint of another training, or a loss that is not finite.
@@ -152,8 +155,10 @@ def train(
         state.window.batches = batch_names(conf, accelerator.num_processes, batches)
         keeping = keeping or Keeping()
         keeping.restore(accelerator, state)
+        if probe is not None and accelerator.is_main_process:
+            probe(state.step)
         with keeping.watching():
-            _loop(conf, accelerator, prepared, module, state, batches, tracker, keeping, progress, on_validation)
+            _loop(conf, accelerator, prepared, module, state, batches, tracker, keeping, progress, on_validation, probe)
         return TrainResult(
             steps=state.step,
             losses={name: value for name, value in state.last.items() if name in PARTS},
@@ -189,6 +194,7 @@ def _loop(
     keeping: Keeping,
     progress: Callable[[dict[str, float]], None] | None,
     on_validation: Callable[[int], None] | None,
+    probe: Callable[[int], None] | None,
 ) -> None:
     """Step, log, draw and save until the last step is done. `prepared`: the module as accelerate wraps it."""
     samples = conf.train.batch_size * conf.train.gradient_accumulation_steps * accelerator.num_processes
@@ -208,6 +214,8 @@ def _loop(
             if progress is not None:
                 progress(state.last)
             with watch.paused():
+                if probe is not None and accelerator.is_main_process:
+                    probe(state.step)
                 if on_validation is not None and conf.validation.every and state.step % conf.validation.every == 0:
                     if accelerator.is_main_process:
                         on_validation(state.step)

@@ -6,11 +6,12 @@ vae/, unet/, scheduler/. The pocket base shipped in the package is such a folder
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from cdiff import shared
 from cdiff.errors import UserError
 from cdiff.hub import pinned
 from cdiff.schema import ModelConfig
@@ -113,11 +115,31 @@ def resolve_precision(precision: str, device: torch.device | str) -> str:
 def load_base(conf: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> Base:
     """Load every part of the base model, frozen, in `dtype`, on `device`.
 
+    The jobs of a sweep read the files once: each gets a copy of its own, so that none meets what another has trained.
+
     Raises:
         UserError: names the part that is missing, broken, of another architecture, or can't be fetched.
     """
     device = torch.device(device)
     folder = find_base(conf)
+    key = (conf.path, conf.revision, conf.variant, dtype, _stamp(folder)) if shared.keeping() else ()
+    base = shared.get("base", key, lambda: _read_base(conf, folder, dtype))
+    # A copy in either case: the last bits of a product on the CPU depend on where in memory its weights begin, and a
+    # file's do not begin where torch's own do. So a job of a sweep and a run alone give the same bits.
+    base = replace(copy.deepcopy(base) if shared.keeping() or device.type == "cpu" else base, device=device)
+    for model in (base.text_encoder, base.vae, base.unet):
+        model.to(device)
+    return base
+
+
+def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Changes when a file of the model is exchanged while a sweep runs."""
+    files = [(file, file.stat()) for file in sorted(folder.rglob("*")) if file.is_file()]
+    return tuple((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in files)
+
+
+def _read_base(conf: ModelConfig, folder: Path, dtype: torch.dtype) -> Base:
+    """The base on the CPU."""
     _check_index(folder, conf.path)
     tokenizer = _load_tokenizer(folder)
     text_encoder = _load_model(CLIPTextModel, folder, "text_encoder", conf, dtype)
@@ -126,8 +148,9 @@ def load_base(conf: ModelConfig, dtype: torch.dtype, device: torch.device | str)
     scheduler = _load_scheduler(folder)
     _check_fit(folder, tokenizer, text_encoder, vae, unet)
     for model in (text_encoder, vae, unet):
-        model.requires_grad_(False).eval().to(device)
-    return Base(tokenizer, text_encoder, vae, unet, scheduler, conf.path, dtype, device, folder, conf.revision)
+        model.requires_grad_(False).eval()
+    cpu = torch.device("cpu")
+    return Base(tokenizer, text_encoder, vae, unet, scheduler, conf.path, dtype, cpu, folder, conf.revision)
 
 
 def find_base(conf: ModelConfig) -> Path:

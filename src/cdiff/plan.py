@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cdiff.cost import cost
 from cdiff.schema import Config
 
 
@@ -9,6 +10,7 @@ def plan(cfg: Config) -> dict[str, str]:
     """Rows of the plan: what would be read, trained, drawn and written."""
     rows = {"task": cfg.task, "model": f"{cfg.model.name} ({cfg.model.path}), {cfg.model.resolution} px"}
     of_task = {"train": _train, "sample": _sample, "evaluate": _evaluate, "merge": _merge, "pretrain": _pretrain}
+    of_task["report"] = _report
     rows |= of_task[cfg.task](cfg)
     return rows if cfg.task == "pretrain" else rows | {"run folder": f"{cfg.output}/"}
 
@@ -34,8 +36,8 @@ def _train(cfg: Config) -> dict[str, str]:
         rows["prior"] = _class_images(cfg)
     files = ["adapter/", "config.yaml", "run.json", "log.txt", "events.jsonl"]
     if cfg.validation.every:
-        times = _count(cfg.train.steps // cfg.validation.every, "time")
-        rows["validation"] = f"{times}, every {_count(cfg.validation.every, 'step')}"
+        times = _count(1 + cfg.train.steps // cfg.validation.every, "time")
+        rows["validation"] = f"{times}, before the first step and every {_count(cfg.validation.every, 'step')}"
     if "sample" in cfg.train.then:
         rows |= _drawing(cfg)
         files.insert(1, "samples/")
@@ -46,6 +48,8 @@ def _train(cfg: Config) -> dict[str, str]:
         files.insert(1, "checkpoints/")
     if cfg.logger.name != "none":
         files.append(f"{cfg.logger.name}/")
+    if (arithmetic := cost(cfg)) is not None:
+        rows["time"] = arithmetic.in_words()
     return rows | {"files": ", ".join(files)}
 
 
@@ -71,6 +75,14 @@ def _merge(cfg: Config) -> dict[str, str]:
         "same tokens": "renamed" if cfg.merge.rename else "refused",
         "kept": f"the captions of {cfg.merge.captions}" if cfg.merge.captions else "a built-in list of captions",
         "files": "adapter/, merge.json, config.yaml, run.json, log.txt",
+    }
+
+
+def _report(cfg: Config) -> dict[str, str]:
+    return {
+        "report of": _listed(cfg.run),
+        "files": f"report.html (pictures of at most {cfg.report.megabytes:g} MB), runs.csv, settings.csv, table.md, "
+        "table.tex, run.json, log.txt",
     }
 
 

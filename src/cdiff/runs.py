@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +36,22 @@ OUTPUTS = Path("outputs")
 EVENTS = "events.jsonl"
 TRAINED = ("train", "merge")  # tasks whose runs hold an adapter: run= finds both
 PACKAGES = ("cdiff", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "wandb")
+# What does not make two runs different methods: the subject, chance, and where and how things were written.
+NOT_A_SETTING = (
+    "concept.",
+    "concepts.",
+    "seed",
+    "output",
+    "name",
+    "run",
+    "dry_run",
+    "logger.",
+    "device",
+    "evaluate.",
+    "sweep.",
+    "report.",
+)
+PROBES, PHRASES_FILE = "probes", "phrases.npz"  # in a run's folder: what cdiff.probes writes
 log = logging.getLogger("cdiff")
 _active: Run | None = None
 
@@ -102,6 +119,11 @@ class Run:
     @property
     def status(self) -> str:
         return self.info["status"]
+
+    @property
+    def state(self) -> str:
+        """`status`, or "dead" for a run that says running and whose process is gone."""
+        return "dead" if self.status == "running" and not self.is_live() else self.status
 
     def config(self) -> Config:
         """The configuration the run was started with."""
@@ -357,7 +379,8 @@ def _claim(wanted: Path) -> Path:
 
 
 def _first_facts(cfg: Config, task: str) -> dict[str, Any]:
-    return {
+    of_sweep = {"sweep": asdict(cfg.sweep)} if cfg.sweep.name else {}
+    return of_sweep | {
         "status": "running",
         "task": task,
         "concepts": list(cfg.concepts),

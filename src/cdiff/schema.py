@@ -26,7 +26,7 @@ METHODS = {  # method -> what its method.train_unet may be
     "dreambooth": ("all",),
     "lora": ("lora",),
 }
-TASKS = ("train", "sample", "evaluate", "merge", "pretrain")
+TASKS = ("train", "sample", "evaluate", "merge", "report", "pretrain")
 
 
 @dataclass
@@ -221,6 +221,25 @@ class LoggerConfig:
 
 
 @dataclass
+class ProbesConfig:
+    """What is measured of the new token while it trains (cdiff.drift, cdiff.attention_maps)."""
+
+    every: int = 50  # steps between drift probes; 0: none
+    attention: bool = False  # maps of the class word's cross-attention before and after, as images
+
+
+@dataclass
+class SweepConfig:
+    """The sweep that a run is a job of. `resume` is yours to set; the command line fills in the rest."""
+
+    resume: bool = True  # the same sweep again: done jobs are passed over, the others are done again; false: refused
+    name: str | None = None  # of the sweep's folder
+    job: int | None = None  # its number, from 0
+    swept: dict[str, str] = field(default_factory=dict)  # what tells this job from others: key -> value
+    gpu: str | None = None  # the GPU that this process took for itself
+
+
+@dataclass
 class CheckpointConfig:
     every: int | None = None  # steps; null: as often as costs 2 % of the training time at most; 0: at a signal alone
     keep: int = 2
@@ -232,6 +251,16 @@ class ResumeConfig:
 
     run: str | None = None  # resume=latest | resume=RUN | resume=RUN/checkpoints/step-N
     allow: list[str] = field(default_factory=list)  # settings that may differ from the run's own
+
+
+@dataclass
+class ReportConfig:
+    """The page of task=report (cdiff.report)."""
+
+    title: str | None = None  # null: the name of the folder
+    megabytes: float = 16.0  # of pictures in the page, at most; above it they are fewer and smaller
+    text_metric: str | None = None  # the alignment plot's axes; null: the first that was measured of clip_t, blip2_t
+    image_metric: str | None = None  # ... of recognized, dino_i, clip_i
 
 
 @dataclass
@@ -270,6 +299,9 @@ class Config:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
+    probes: ProbesConfig = field(default_factory=ProbesConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     merge: MergeConfig = field(default_factory=MergeConfig)
     runs: list[str] = field(default_factory=list)  # what task=merge merges: folders of runs, or of adapters

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
-from cdiff.convert import to_dict
+from cdiff.convert import flat, to_dict
 from cdiff.errors import UserError
 from cdiff.runs import Run
 from cdiff.schema import Config
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 WANDB_MODES = ("online", "offline", "disabled")
+WANDB_SECONDS = 20.0  # that a server has to answer before the run is kept offline
 
 
 class Tracker:
@@ -240,17 +241,23 @@ def _wandb_tracker(wandb: Any, cfg: Config, run: Run, mode: str) -> Tracker:
     return WandbTracker(run, session)
 
 
+def run_name(cfg: Config, run: Run) -> str:
+    """How a dashboard calls the run: a job of a sweep by what was swept, others by the last parts of their folder."""
+    swept = [f"{key.split('.')[-1]}={value}" for key, value in cfg.sweep.swept.items()]
+    return " ".join(swept) or "-".join(run.folder.parts[-3:])
+
+
 def _wandb_session(wandb: Any, cfg: Config, run: Run, mode: str) -> Any:
     logger = cfg.logger
-    settings = wandb.Settings(silent=True, console="off", save_code=False, init_timeout=20)
+    settings = wandb.Settings(silent=True, console="off", save_code=False, init_timeout=WANDB_SECONDS)
     return wandb.init(
         project=logger.project,
         entity=logger.entity,
-        group=logger.group or cfg.name,
+        group=logger.group or cfg.sweep.name or cfg.name,
         tags=logger.tags or None,
-        name="-".join(run.folder.parts[-3:]),
+        name=run_name(cfg, run),
         job_type=run.info["task"],
-        config=to_dict(cfg),
+        config=flat(to_dict(cfg)),
         dir=str(run.folder.absolute()),
         mode=mode,
         settings=settings,

@@ -37,18 +37,19 @@ def test_a_finished_run_holds_everything(trained):
         found = read_metadata(trained / "samples" / name)
         assert found["prompt"] == row["prompt"] and int(found["seed"]) == row["seed"] and found["sampler"] == "dpmpp"
     assert (trained / "samples" / "grid.png").is_file()
-    assert {p.name for p in (trained / "validation").iterdir()} == {"step-000002", "step-000004"}
+    assert {p.name for p in (trained / "validation").iterdir()} == {"step-000000", "step-000002", "step-000004"}
     log = (trained / "log.txt").read_text()
     assert "learning rate 0.004" in log and str(trained / "adapter") in log
 
 
 def test_losses_and_images_reach_the_events(trained):
     events = [json.loads(line) for line in (trained / "events.jsonl").read_text().splitlines()]
-    scalars = {row["step"]: row for row in events if row["event"] == "scalars"}
+    scalars = {row["step"]: row for row in events if "loss/total" in row}
     assert list(scalars) == [1, 2, 4]
     names = {"loss/total", "loss/recon", "loss/spl", "lr", "grad_norm", "token_norm", "images_per_second"}
     assert all(names <= set(row) and None not in row.values() for row in scalars.values())
     assert [(row["name"], row["step"]) for row in events if row["event"] == "images"] == [
+        ("validation", 0),
         ("validation", 2),
         ("validation", 4),
         ("samples", 4),

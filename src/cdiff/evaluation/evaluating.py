@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdiff import console
+from cdiff import console, shared
 from cdiff.errors import UserError
 from cdiff.evaluation.drawn import draw_missing
 from cdiff.evaluation.folders import read_image_folder
@@ -55,7 +55,11 @@ def open_scoring(cfg: Config, world: str, device: torch.device | str, with_refer
     Raises:
         UserError: nothing is left to score, or the objective is not among it.
     """
-    scorers = open_metrics(cfg.metrics, world, device)
+    scorers = shared.get(
+        "scorers", (repr(cfg.metrics), world, str(device)), lambda: open_metrics(cfg.metrics, world, device)
+    )
+    for scorer in scorers:
+        scorer.forget()
     asked = [name for scorer in scorers for name in scorer.metrics]
     metrics = tuple(name for name in asked if with_references or name not in IMAGE_METRICS)
     if not metrics:

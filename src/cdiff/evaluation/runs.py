@@ -6,18 +6,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from cdiff import console
 from cdiff.adapter import Adapter
 from cdiff.concepts import resolve_concepts
-from cdiff.convert import to_dict
+from cdiff.convert import flat, to_dict
 from cdiff.errors import UserError
-from cdiff.runs import TRAINED, Run, find_run, is_sweep
+from cdiff.runs import NOT_A_SETTING, TRAINED, Run, find_run, is_sweep
 from cdiff.schema import Config
-
-# What does not make two runs different methods: the subject, chance, and where and how things were written.
-NOT_A_SETTING = ("concept.", "concepts.", "seed", "output", "name", "run", "dry_run", "logger.", "device", "evaluate.")
+from cdiff.sweep_folder import ATTEMPTS
 
 
 @dataclass(frozen=True)
@@ -73,6 +70,8 @@ def sweep_runs(folder: Path) -> list[Run]:
     """The finished training runs below a folder, in the order of their job numbers."""
     runs = []
     for file in folder.glob("*/**/run.json"):
+        if file.relative_to(folder).parts[0] == ATTEMPTS:
+            continue
         try:
             runs.append(Run(file.parent))
         except UserError as error:
@@ -109,7 +108,7 @@ def config_of_run(cfg: Config, run: Run) -> Config:
 
 def settings(runs: Sequence[Run]) -> list[str]:
     """What each run was told that others were not, concepts and seeds aside: "loss.spl_weight=0"; else its method."""
-    configs = [_flat(to_dict(run.config())) for run in runs]
+    configs = [flat(to_dict(run.config())) for run in runs]
     keys = list(dict.fromkeys(key for config in configs for key in config if not key.startswith(NOT_A_SETTING)))
     differ = [key for key in keys if len({str(config.get(key)) for config in configs}) > 1]
     return [
@@ -125,13 +124,6 @@ def labels(folders: Sequence[Path]) -> list[str]:
     resolved = [folder.resolve() for folder in folders]
     common = os.path.commonpath([folder.parent for folder in resolved])
     return [folder.relative_to(common).as_posix() for folder in resolved]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
-    return found
 
 
 def _natural(folder: Path) -> list[tuple[int, str]]:

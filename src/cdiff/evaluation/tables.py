@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,10 +111,24 @@ def track(tracker: Tracker, results: Sequence[Result], comparison: Comparison | 
             values = [entry["values"].get(name) for name in metrics]
             rows.append([result.name, entry["concept"], entry["prompt"], _thumbnail(path), *values])
     tracker.table("evaluation/prompts", ["run", "concept", "prompt", "image", *metrics], rows)
+    tracker.table("evaluation/samples", ["run", "prompt", "seed", "image", *metrics], scored_images(results, metrics))
     if len(results) > 1:
         overall = [[r.name, "+".join(r.concepts), *(r.objective(name) for name in metrics)] for r in results]
         tracker.table("evaluation/runs", ["run", "concept", *metrics], overall)
     tracker.summary(summary_values(results, comparison))
+
+
+def scored_images(results: Sequence[Result], metrics: Sequence[str]) -> list[list[Any]]:
+    """Run, prompt, seed, image and its own scores: at most PICTURED images, equal shares a run."""
+    rows: list[list[Any]] = []
+    for result in results:
+        folder = Path(result.facts["image_folder"])
+        good = (row for row in read_rows(result.rows_file) if not row.fault)
+        for row in itertools.islice(good, max(1, PICTURED // len(results))):
+            values = [row.values.get(name, math.nan) for name in metrics]
+            scores = [None if math.isnan(value) else value for value in values]
+            rows.append([result.name, row.prompt, row.seed, _thumbnail(folder / row.file), *scores])
+    return rows
 
 
 def summary_values(results: Sequence[Result], comparison: Comparison | None) -> dict[str, float | None]:

@@ -80,6 +80,11 @@ class Family:
         how = f"1 {self.place.dtype} {self.place.device.type} {fingerprint(self.folder)}"
         return hashlib.sha256(how.encode()).hexdigest()
 
+    def forget(self) -> None:
+        text = getattr(self, "text", None)  # a scorer without a text tower has none, nor one that is not loaded yet
+        if text is not None:
+            text.known.clear()
+
     def prepare(self, image: Image.Image) -> Any:
         raise NotImplementedError
 

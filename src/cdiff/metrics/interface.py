@@ -61,6 +61,10 @@ class Scorer(Protocol):
     def load(self) -> None:
         """Read the model now. Raises UserError when it is missing, broken or of another kind."""
 
+    def forget(self) -> None:
+        """Drop what was remembered of prompts. The last bits of a text's features depend on the batch it was in, and a
+        job of a sweep must find the batches that it has alone."""
+
     def fingerprint(self) -> str:
         """Changes with whatever changes the numbers: weights, preprocessing, precision, device."""
 

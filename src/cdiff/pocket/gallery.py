@@ -24,6 +24,9 @@ GALLERY = {
     "dog": (Identity("dog", "brown", CONCEPT + 108), ("studio", "grass", "wooden floor", "beach", "autumn")),
     "cat": (Identity("cat", "grey", CONCEPT + 22), ("wooden floor", "studio", "grass", "pink fabric", "city")),
     "teapot": (Identity("teapot", "blue", CONCEPT + 33), ("studio", "wooden floor", "pink fabric", "grass", "night")),
+    "rabbit": (Identity("rabbit", "grey", CONCEPT + 7), ("studio", "grass", "wooden floor", "pink fabric", "autumn")),
+    "backpack": (Identity("backpack", "green", CONCEPT + 51), ("studio", "grass", "wooden floor", "beach", "city")),
+    "car": (Identity("car", "yellow", CONCEPT + 12), ("studio", "city", "grass", "beach", "mountain")),
 }
 
 

@@ -15,6 +15,7 @@ MODULES = {
     "sample": "cdiff.tasks.sample",
     "evaluate": "cdiff.tasks.evaluate",
     "merge": "cdiff.tasks.merge",
+    "report": "cdiff.tasks.report",
     "pretrain": "cdiff.tasks.pretrain",
 }
 

@@ -14,15 +14,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from cdiff import console
+from cdiff import console, shared
 from cdiff.adapter import save_adapter
 from cdiff.checkpoint import FOLDER as CHECKPOINTS
 from cdiff.checkpoint import Checkpoint, Store
 from cdiff.checkpoint import read as read_checkpoint
 from cdiff.class_images import prior_views
 from cdiff.concepts import Concept, resolve_concepts
-from cdiff.data.images import read_folder
+from cdiff.data.images import Picture, read_folder
 from cdiff.data.latents import TrainingViews, encode_views
+from cdiff.data.prompts import load_templates
 from cdiff.drawing import Drawn, chosen_prompts, default_prompts, draw, facts, written_out
 from cdiff.engine import TrainResult, process_device, train
 from cdiff.errors import UserError
@@ -30,7 +31,9 @@ from cdiff.evaluation.trained import check_evaluation, evaluate_trained
 from cdiff.grids import write_grid, write_samples
 from cdiff.keeping import Keeper
 from cdiff.methods import Trainables, prepare
+from cdiff.metrics.references import content_key
 from cdiff.models import DTYPES, Base, load_base, resolve_precision
+from cdiff.probes import Probes
 from cdiff.resuming import changed_keys
 from cdiff.runs import Run
 from cdiff.sampling import make_requests, sample
@@ -68,9 +71,11 @@ def train_run(cfg: Config, stop: StopRequest) -> dict[str, Any]:
         with run.timed("encode"):
             views = encode(cfg, base, concepts)
         with run.timed("train"):
+            torch.manual_seed(cfg.seed)  # a LoRA starts from torch's own random state, which other jobs have moved
             trainables = prepare(base, cfg.method, cfg.loss.spl_weight)
             validate = Validation(cfg, base, PromptEncoder(base, rows), validation_prompts, run.folder, tracker)
-            result = learn(cfg, base, concepts, rows, trainables, views, prior, tracker, validate, keeper)
+            probes = Probes(cfg, base, rows, concepts, tracker, run.folder, validate)
+            result = learn(cfg, base, concepts, rows, trainables, views, prior, tracker, validate, keeper, probes)
             vectors = {concept.token: row for concept, row in zip(concepts, result.token_rows, strict=True)}
             info = adapter_info(cfg, concepts, result)
             folder, text = run.folder / "adapter", result.text_encoder_weights
@@ -85,6 +90,8 @@ def train_run(cfg: Config, stop: StopRequest) -> dict[str, Any]:
             with run.timed("sample"):
                 drawn = draw(cfg, base, prompts, run.folder / "samples")
                 tracker.images("samples", drawn.images, [r.prompt for r in drawn.requests], result.steps)
+                rows_drawn = [[r.prompt, r.seed, image] for r, image in zip(drawn.requests, drawn.images)]
+                tracker.table("samples/table", ["prompt", "seed", "image"], rows_drawn)
         if scoring is not None:
             with run.timed("evaluate"):
                 scores = evaluate_trained(cfg, base, concepts, run.folder, scoring, tracker)
@@ -131,20 +138,34 @@ def encode(cfg: Config, base: Base, concepts: list[Concept]) -> TrainingViews:
     pictures = [read_folder(concept.folder, max_side=sharpest) for concept in concepts]
     samples = cfg.train.steps * cfg.train.batch_size * cfg.train.gradient_accumulation_steps
     count = min(cfg.augment.views or samples, samples)
-    with console.progress(count, "Encoding pictures") as ticker:
-        return encode_views(
-            base.vae,
-            concepts,
-            pictures,
-            count,
-            cfg.augment,
-            side,
-            cfg.seed,
-            base.device,
-            min(64, max(1, ENCODED_PIXELS // side**2)),
-            cfg.train.prompt_templates,
-            progress=ticker,
-        )
+
+    def make() -> TrainingViews:
+        with console.progress(count, "Encoding pictures") as ticker:
+            return encode_views(
+                base.vae,
+                concepts,
+                pictures,
+                count,
+                cfg.augment,
+                side,
+                cfg.seed,
+                base.device,
+                min(64, max(1, ENCODED_PIXELS // side**2)),
+                cfg.train.prompt_templates,
+                progress=ticker,
+            )
+
+    return shared.get("views", views_key(cfg, base, concepts, pictures, count), make)
+
+
+def views_key(
+    cfg: Config, base: Base, concepts: list[Concept], pictures: list[list[Picture]], count: int
+) -> tuple[object, ...]:
+    """All that decides the training views: jobs of a sweep that agree in it share them."""
+    shown = [(c.token, c.class_word, *(content_key(p.image) for p in own)) for c, own in zip(concepts, pictures)]
+    made_by = (base.path, base.revision, str(base.dtype), str(base.device), cfg.model.variant)
+    how = (count, repr(cfg.augment), cfg.model.resolution, cfg.seed, *load_templates(cfg.train.prompt_templates))
+    return (*made_by, *how, *shown)
 
 
 def class_views(cfg: Config, run: Run, base: Base, concepts: list[Concept]) -> TrainingViews | None:
@@ -166,6 +187,7 @@ def learn(
     tracker: Tracker,
     validate: Validation,
     keeper: Keeper,
+    probes: Probes,
 ) -> TrainResult:
     """The engine under a progress bar."""
     done = keeper.start.step if keeper.start else 0
@@ -186,6 +208,7 @@ def learn(
             progress=progress,
             on_validation=validate,
             keeping=keeper,
+            probe=probes,
         )
 
 

@@ -1,4 +1,4 @@
-"""The loop that all pretraining stages share: AdamW, warm-up and cosine by progress, EMA, bf16 and CUDA graphs on GPU."""
+"""The loop that all pretraining stages share: AdamW, warm-up and cosine by progress, EMA, on a GPU bf16 and graphs."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class Update:
             try:
                 torch.rand(1, device=self.share.device)
             except RuntimeError:  # a capture that was cut off leaves the random numbers unusable
-                raise UserError(f"a CUDA graph of the step can't be made here ({reason}): run with graph=false") from error
+                raise UserError(f"the step can't be made a CUDA graph ({reason}): run with graph=false") from error
             self.log(f"goes on without CUDA graphs: {reason}")
 
 

@@ -1,0 +1,78 @@
+"""The recorded studies, truly run: on a tiny stand-in of Stable Diffusion 1.5's layout, few steps, then reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fake_scorer import FakeScorer
+from tiny_job import draw_pictures
+
+from cdiff.cli import main
+from cdiff.evaluation import evaluating
+from cdiff.sweep_folder import job_runs
+
+
+@pytest.fixture(autouse=True)
+def scorer(monkeypatch):
+    monkeypatch.setattr(evaluating, "open_metrics", lambda *_: [FakeScorer()])
+
+
+def stand_in(model: Path, pictures: Path) -> list[str]:
+    """The base and the concepts' pictures by small ones, and less of everything; nothing else of the study changes."""
+    few = ["train.steps=1", "sampler.steps=2", "protocol.images_per_prompt=1", "protocol.prompts=['a {} in the snow']"]
+    few += ["protocol.live=[]", "protocol.object=[]", "logger=none", "evaluate.resamples=100"]
+    return [f"model.path={model}", "model.resolution=64", "device=cpu", f"concept.images={pictures}", *few]
+
+
+def test_the_paper_end_to_end_and_its_table_beside_the_published_figures(sd15_folder, tmp_path):
+    small = stand_in(sd15_folder, draw_pictures(tmp_path / "pictures"))
+    chosen = ["concept=vase", "method=class_diffusion,lora"]
+    assert main(["-m", "experiment=paper", "name=paper", *chosen, *small]) == 0
+    runs = job_runs(Path("outputs/sweeps/paper"))[0]
+    assert [(run.info["method"], run.info["concepts"]) for run in runs] == [
+        ("class_diffusion", ["vase"]),
+        ("lora", ["vase"]),
+    ]
+    config = runs[1].config()
+    assert (
+        config.protocol.name == "paper" and config.sampler.eta == 1.0 and config.concepts["vase"].class_word == "vase"
+    )
+    assert main(["task=report", "run=outputs/sweeps/paper", "output=out"]) == 0
+    page = Path("out/report.html").read_text(encoding="utf-8")
+    published = page.split("published (not measured here)")[1]
+    assert "ClassDiffusion" in published and "0.300" in published
+    assert "ClassDiffusion" not in page.split('id="settings"')[1].split("published (not measured here)")[0]
+
+
+def test_the_sweep_of_the_weight_ends_in_a_report(sd15_folder, tmp_path):
+    small = [*stand_in(sd15_folder, draw_pictures(tmp_path / "pictures")), "model=sd15", "validation.every=1"]
+    command = ["-m", "experiment=spl_sweep", "concept=dog", "loss.spl_weight=0,10", "name=spl", "validation.steps=2"]
+    assert main([*command, *small]) == 0
+    runs = job_runs(Path("outputs/sweeps/spl"))[0]
+    assert len(runs) == 2 and (runs[0].folder / "probes" / "attention-dog.png").is_file()
+    assert main(["task=report", "run=outputs/sweeps/spl", "output=out"]) == 0
+    page = Path("out/report.html").read_text(encoding="utf-8")
+    assert "dog: “a photo of a &lt;new1&gt; dog”, seed 42" in page and "step 0</th>" in page and "step 1</th>" in page
+
+
+def test_an_experiment_runs_alone_once_its_values_are_chosen(capsys):
+    values = ["concept=dog", "loss.spl_weight=0.1"]
+    assert main(["experiment=spl_sweep", *values, "dry_run=true"]) == 0
+    assert "SPL weight 0.1" in capsys.readouterr().out
+    assert main(["experiment=spl_sweep", values[0], "dry_run=true"]) == 2
+    assert "is a sweep (loss.spl_weight=" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arm", "expected"),
+    [("plain", (0.0, "none", 0.0)), ("spl_1", (1.0, "none", 0.0)), ("prior", (0.0, "generated", 0.0)),
+     ("adjust", (0.0, "none", 0.5))],
+)  # fmt: skip
+def test_the_arms_of_the_claim(arm, expected):
+    from cdiff.compose import compose, to_checked_config
+
+    values = [f"arm={arm}", "train.steps=1000", "concept=rabbit", "seed=1"]
+    config = to_checked_config(compose(["experiment=claim", *values]))
+    assert (config.loss.spl_weight, config.prior.name, config.sampler.token_adjust.alpha) == expected
+    assert config.train.steps == 1000 and config.protocol.name == "pocket"
