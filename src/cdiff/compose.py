@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from cdiff.schema import Config
 
-READS_A_RUN = ("sample", "evaluate")
+READS_A_RUN = ("sample", "evaluate", "export")
 NO_RUN = "base"  # run=base: the untouched base model
 
 

@@ -26,17 +26,18 @@ METHODS = {  # method -> what its method.train_unet may be
     "dreambooth": ("all",),
     "lora": ("lora",),
 }
-TASKS = ("train", "sample", "evaluate", "merge", "pretrain")
+TASKS = ("train", "sample", "evaluate", "merge", "export", "concept", "doctor", "pretrain")
 
 
 @dataclass
 class ModelConfig:
-    """A base model: a folder or hub id that holds a Stable Diffusion pipeline."""
+    """A base model: a folder, hub id or single-file checkpoint of a Stable Diffusion (1.x, 2.x, XL)."""
 
     name: str = "pocket"
     path: str = "pocket"  # "pocket" is the base shipped in the package; else a folder or a hub id
     revision: str | None = None
-    variant: str | None = None
+    variant: str | None = None  # of the weight files: fp16 for diffusion_pytorch_model.fp16.safetensors
+    config: str | None = None  # single-file checkpoints: a folder or hub id with the model's configuration files
     world: str = "pocket"  # which of a concept's sources this model sees: pocket | photo
     resolution: int = 128
 
@@ -166,6 +167,17 @@ class MergeConfig:
 
 
 @dataclass
+class ExportConfig:
+    """How a finished run is written for other tools (cdiff.export)."""
+
+    folder: str | None = None  # where to; null: RUN/export/FORMAT
+    rank: int | None = None  # lora, kohya: of every layer; null: by `tolerance`, and without one exact
+    tolerance: float | None = None  # lora, kohya: the relative error that no layer may exceed
+    precision: str = "fp32"  # of the weights written: fp32 | fp16
+    images: int = 4  # hub: at most so many of the run's pictures on the model card
+
+
+@dataclass
 class MetricsConfig:
     """What images are scored with. A model is a folder, a hub id, or "pocket" for the one shipped in the package."""
 
@@ -262,6 +274,11 @@ class Config:
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     merge: MergeConfig = field(default_factory=MergeConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    format: str = "diffusers"  # task=export: diffusers | lora | kohya | release | hub
+    repo: str | None = None  # format=hub: owner/name on the hub
+    push: bool = False  # format=hub: upload the folder; false: write it, and nothing else
+    class_word: str | None = None  # task=concept: of the concept that images= shows
     runs: list[str] = field(default_factory=list)  # what task=merge merges: folders of runs, or of adapters
     run: Any = "latest"  # latest | a run's folder | a list of folders | base (the untouched base model)
     images: str | None = None  # task=evaluate: a folder of anybody's images instead of a run

@@ -27,6 +27,7 @@ class TrainingViews:
     masks: torch.Tensor  # (N, 1, h, w), 1 where the loss counts
     prompts: list[str]
     concept: list[int]  # which concept each view shows
+    time_ids: torch.Tensor | None = None  # (N, 6), see size_and_crop; for SDXL
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -127,10 +128,25 @@ def _encode_plan(
     views = TrainingViews(
         torch.cat(means), torch.cat(stds), torch.stack(masks),
         [item.prompt for item in plan], [item.concept for item in plan],
+        torch.tensor([size_and_crop(item.view, pictures[item.concept][item.view.picture].image.size, resolution)
+                      for item in plan], dtype=torch.float32),
     )  # fmt: skip
     if not (views.mean.isfinite().all() and views.std.isfinite().all()):
         raise UserError("The VAE gave values that are not finite in this precision: use precision=fp32 or bf16.")
     return views
+
+
+def size_and_crop(view: View, size: tuple[int, int], resolution: int) -> tuple[int, ...]:
+    """SDXL's micro-conditioning (arXiv 2307.01952, section 2.2) of a view, in pixels: the picture's height and width
+    before resizing, top and left of the crop, height and width of the training image.
+
+    size: (width, height) of the picture. Its square counts, and no more than the resolution: sampling asks for a
+    picture of full resolution, and one that was reduced looks it. A smaller one says so, and the blur of its
+    enlargement is not taken for the concept's.
+    """
+    side = min(*size, resolution)
+    top, left = (view.top, view.left) if view.scale > 1 else (0, 0)
+    return side, side, top, left, resolution, resolution
 
 
 @torch.inference_mode()

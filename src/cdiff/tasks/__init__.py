@@ -15,6 +15,9 @@ MODULES = {
     "sample": "cdiff.tasks.sample",
     "evaluate": "cdiff.tasks.evaluate",
     "merge": "cdiff.tasks.merge",
+    "export": "cdiff.tasks.export",
+    "concept": "cdiff.tasks.concept",
+    "doctor": "cdiff.tasks.doctor",
     "pretrain": "cdiff.tasks.pretrain",
 }
 

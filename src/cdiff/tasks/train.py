@@ -58,7 +58,7 @@ def run(cfg: Config) -> dict[str, Any]:
             validate = Validation(cfg, base, PromptEncoder(base, rows), validation_prompts, run.folder, tracker)
             result = learn(cfg, base, concepts, rows, trainables, views, prior, tracker, validate)
             vectors = {concept.token: row for concept, row in zip(concepts, result.token_rows, strict=True)}
-            info = adapter_info(cfg, concepts, result)
+            info = adapter_info(cfg, concepts, result) | {"token_widths": base.token_widths}
             folder, text = run.folder / "adapter", result.text_encoder_weights
             adapter = save_adapter(folder, result.unet_weights, vectors, info, text)
         drawn, scores = None, {}
