@@ -65,6 +65,7 @@ RANGES: dict[str, Rule] = {
     "augment.shrink_min": ((lambda x: 0 < x <= 1), "above 0 and at most 1"),
     "augment.zoom_min": at_least(1),
     "augment.zoom_max": between(1, 8),
+    "augment.background": between(0, 1),
     "augment.views": at_least(1),
     "validation.every": at_least(0),
     "validation.images_per_prompt": at_least(1),

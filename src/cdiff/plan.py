@@ -95,8 +95,7 @@ def _export(cfg: Config) -> dict[str, str]:
 
 
 def _concept(cfg: Config) -> dict[str, str]:
-    folder = cfg.export.folder or "my"
-    return {"pictures": str(cfg.images), "files": f"{folder}/concept/{cfg.name}.yaml and a contact sheet beside it"}
+    return {"pictures": str(cfg.images), "files": f"{cfg.output}/concept/{cfg.name}.yaml and a contact sheet beside it"}
 
 
 def _doctor(cfg: Config) -> dict[str, str]:

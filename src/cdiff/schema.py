@@ -88,6 +88,7 @@ class AugmentConfig:
     shrink_min: float = 1 / 3
     zoom_min: float = 1.2
     zoom_max: float = 1.4
+    background: float = 0.0  # weight of the loss outside a picture's mask, where it has one
     views: int | None = None  # different augmented views encoded ahead; null: one for each training sample
 
 
@@ -97,6 +98,7 @@ class TrainConfig:
     batch_size: int = 2
     gradient_accumulation_steps: int = 1
     max_grad_norm: float = 1.0
+    captions: bool = True  # captions beside the pictures stand in the templates' place
     prompt_templates: str = "object"  # templates of captions: object | plain | a list in a file
     log_every: int = 10
     then: list[str] = field(default_factory=lambda: ["sample"])

@@ -10,8 +10,9 @@ import torch
 
 from cdiff.concepts import Concept
 from cdiff.data.augment import View, apply_view, sample_view
+from cdiff.data.beside import own_caption
 from cdiff.data.images import Picture
-from cdiff.data.prompts import caption, load_templates
+from cdiff.data.prompts import caption, load_templates, with_prefix
 from cdiff.errors import UserError
 from cdiff.schema import AugmentConfig
 
@@ -24,7 +25,7 @@ class TrainingViews:
 
     mean: torch.Tensor  # (N, C, h, w), times scaling_factor (after shift_factor)
     std: torch.Tensor  # (N, C, h, w), times scaling_factor
-    masks: torch.Tensor  # (N, 1, h, w), 1 where the loss counts
+    masks: torch.Tensor  # (N, 1, h, w), the weight of each cell in the loss, 0 to 1
     prompts: list[str]
     concept: list[int]  # which concept each view shows
     time_ids: torch.Tensor | None = None  # (N, 6), see size_and_crop; for SDXL
@@ -48,8 +49,12 @@ def plan_views(
     resolution: int,
     seed: int,
     templates: str | Sequence[str],
+    captions: Sequence[Sequence[str | None]] | None = None,
 ) -> list[PlannedView]:
-    """What the `count` views are, before a pixel is touched. Concepts take turns, so each has an equal share."""
+    """What the `count` views are, before a pixel is touched. Concepts take turns, so each has an equal share.
+
+    captions: of each concept's pictures, the user's own; where there is one it stands in the templates' place.
+    """
     if isinstance(templates, str):
         templates = load_templates(templates)
     plan = []
@@ -58,7 +63,11 @@ def plan_views(
         own_seed = f"{seed}/{which}"  # else all concepts would share their geometry
         view = sample_view(index, own_seed, picture_counts[which], resolution, conf)
         concept = concepts[which]
-        text = caption(own_seed, index, templates, concept.token, concept.class_word, view.prefix)
+        own = captions[which][view.picture] if captions else None
+        if own is None:
+            text = caption(own_seed, index, templates, concept.token, concept.class_word, view.prefix)
+        else:
+            text = with_prefix(own_caption(own, concept.token, concept.class_word), view.prefix)
         plan.append(PlannedView(which, view, text))
     return plan
 
@@ -82,8 +91,10 @@ def encode_views(
     `progress` is told how many views each batch finished. The views don't depend on `batch_size`.
     Raises UserError for a resolution that the VAE's latents don't divide, or when the encoding isn't finite.
     """
-    plan = plan_views(concepts, [len(own) for own in pictures], count, conf, resolution, seed, templates)
-    return _encode_plan(vae, plan, pictures, resolution, device, batch_size, progress)
+    counts = [len(own) for own in pictures]
+    captions = [[picture.caption for picture in own] for own in pictures]
+    plan = plan_views(concepts, counts, count, conf, resolution, seed, templates, captions)
+    return _encode_plan(vae, plan, pictures, resolution, device, batch_size, progress, conf.background)
 
 
 def encode_class_images(
@@ -108,13 +119,15 @@ def _encode_plan(
     device: torch.device | str,
     batch_size: int,
     progress: Callable[[int], None] | None,
+    background: float = 0.0,
 ) -> TrainingViews:
     factor = vae_factor(vae)
     if resolution % factor:
         raise UserError(f"model.resolution={resolution} is not a multiple of {factor}, the pixels of one latent cell.")
 
     def prepare(item: PlannedView) -> tuple[torch.Tensor, torch.Tensor]:
-        return apply_view(pictures[item.concept][item.view.picture].image, item.view, resolution, factor)
+        picture = pictures[item.concept][item.view.picture]
+        return apply_view(picture.image, item.view, resolution, factor, picture.mask, background)
 
     means, stds, masks = [], [], []
     for batch in _prepared_batches(plan, prepare, batch_size):

@@ -18,7 +18,7 @@ from cdiff import console
 from cdiff.adapter import save_adapter
 from cdiff.class_images import prior_views
 from cdiff.concepts import Concept, resolve_concepts
-from cdiff.data.images import read_folder
+from cdiff.data.beside import read_concept
 from cdiff.data.latents import TrainingViews, encode_views
 from cdiff.drawing import Drawn, chosen_prompts, default_prompts, draw, facts, written_out
 from cdiff.engine import TrainResult, process_device, train
@@ -96,7 +96,7 @@ def encode(cfg: Config, base: Base, concepts: list[Concept]) -> TrainingViews:
     """The training views in latent space, so that no step runs the VAE."""
     side = cfg.model.resolution
     sharpest = round(side * max(1.0, cfg.augment.zoom_max))  # no view needs more pixels of a picture's shorter side
-    pictures = [read_folder(concept.folder, max_side=sharpest) for concept in concepts]
+    pictures = [read_concept(concept.folder, sharpest, cfg.train.captions) for concept in concepts]
     samples = cfg.train.steps * cfg.train.batch_size * cfg.train.gradient_accumulation_steps
     count = min(cfg.augment.views or samples, samples)
     with console.progress(count, "Encoding pictures") as ticker:
