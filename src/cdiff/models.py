@@ -226,6 +226,8 @@ def _load_model(cls: type, folder: Path, part: str, conf: ModelConfig, dtype: to
         other = any((folder / part).glob("*.bin"))
         what = "only pickled .bin weights; convert them to safetensors" if other else "no weights (*.safetensors)"
         raise UserError(f"{folder / part} holds {what}.")
+    if conf.variant and not any((folder / part).glob(f"*.{conf.variant}*.safetensors")):
+        raise UserError(f"{folder / part} holds no {conf.variant} weights: say model.variant=null.")
     try:
         with no_progress_bar():
             model, info = cls.from_pretrained(

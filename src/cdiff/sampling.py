@@ -31,7 +31,6 @@ log = logging.getLogger("cdiff")
 
 SCHEDULERS = {"ddim": DDIMScheduler, "dpmpp": DPMSolverMultistepScheduler}
 DECODE_PIXELS = 4 * 512 * 512  # decoded at once: the VAE needs far more memory a pixel than the UNet
-TEXT_BATCH = 64
 
 Progress = Callable[[int], None]  # told the number of sampler steps just done
 
@@ -194,15 +193,13 @@ def decode(base: Base, latents: torch.Tensor) -> list[Image.Image]:
 def _embed(prompts: set[str], encoder: PromptEncoder) -> dict[str, dict[str, torch.Tensor]]:
     """What the pipeline takes of each prompt, each encoded once: `prompt_embeds` (L, D), of SDXL
     `pooled_prompt_embeds` (P,) too."""
-    ordered = sorted(prompts)
-    found: list[dict[str, torch.Tensor]] = []
-    for start in range(0, len(ordered), TEXT_BATCH):
-        encoded = encoder.encode_sample(ordered[start : start + TEXT_BATCH])
-        pooled = [] if encoded.pooled is None else encoded.pooled.unbind()
-        found += [{"prompt_embeds": hidden} for hidden in encoded.hidden.unbind()]
-        for place, own in enumerate(pooled, start):
-            found[place]["pooled_prompt_embeds"] = own
-    return dict(zip(ordered, found, strict=True))
+    found = {}
+    for prompt in sorted(prompts):
+        encoded = encoder.encode_sample([prompt])  # alone, so that other prompts of the batch change no bit of it
+        found[prompt] = {"prompt_embeds": encoded.hidden[0]}
+        if encoded.pooled is not None:
+            found[prompt]["pooled_prompt_embeds"] = encoded.pooled[0]
+    return found
 
 
 def _stacked(embeds: Sequence[dict[str, torch.Tensor]], prefix: str) -> dict[str, torch.Tensor]:
@@ -232,10 +229,17 @@ def _inference(base: Base) -> Iterator[None]:
     ]
     training = unet.training
     unet.eval()
+    # On a CPU torch computes a linear layer in other steps where its weight may take a gradient, though none is asked
+    # for: the last bits differ. A stock pipeline's weights may, so ours do while they draw.
+    frozen = [parameter for model in base.models() for parameter in model.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
     try:
         with mixed:
             yield
     finally:
         unet.train(training)
+        for parameter in frozen:
+            parameter.requires_grad_(False)
         for hook in hooks:
             hook.remove()

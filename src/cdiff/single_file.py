@@ -6,6 +6,8 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,8 @@ def _unpack(file: Path, is_sdxl: bool, config: str | None, target: Path) -> None
             f"The cache {target.parent} can't be written ({error.strerror}): set CDIFF_CACHE=DIR."
         ) from error
     try:
-        _convert(file, is_sdxl, config).save_pretrained(partial, safe_serialization=True)
+        with _quiet():
+            _convert(file, is_sdxl, config).save_pretrained(partial, safe_serialization=True)
         (partial / "source.json").write_text(json.dumps({"file": file.name, "config": config}) + "\n")
         partial.chmod(0o755)
         partial.rename(target)
@@ -103,3 +106,23 @@ def _convert(file: Path, is_sdxl: bool, config: str | None) -> Any:
             f"model.path={file} can't be opened as a {kind.__name__} ({lines[0].rstrip('.')}): set model.config to a "
             "folder or hub id with the configuration files of its family."
         ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' bars and warnings; what matters of them, missing weights, is checked when loading."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = (diffusers_logging, transformers_logging)
+    before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, level, bar in before:
+            library.set_verbosity(level)
+            if bar:
+                library.enable_progress_bar()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdiff.adapter import Adapter
+from cdiff.models import no_progress_bar
 from cdiff.sampling import make_pipeline
 from cdiff.token_adjust import apply_for_sampling
 
@@ -19,5 +20,6 @@ def write_pipeline(base: Base, adapter: Adapter, sampler: SamplerConfig, folder:
     draws the images that task=sample draws. Returns the class of the pipeline."""
     apply_for_sampling(base, adapter, sampler.token_adjust)
     pipe = make_pipeline(base, sampler)
-    pipe.save_pretrained(folder, safe_serialization=True)
+    with no_progress_bar():
+        pipe.save_pretrained(folder, safe_serialization=True)
     return type(pipe).__name__
