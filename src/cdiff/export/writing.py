@@ -112,14 +112,18 @@ def prompt(adapter: Adapter) -> str:
     return f"a {concepts[0]['token']} {concepts[0].get('class_word', '')}".strip() + " on the beach"
 
 
-def token_lines(adapter: Adapter, where: str) -> list[str]:
-    """Python lines that put the tokens into `pipe`; `where`: a folder or hub id."""
-    lines = []
+def token_lines(adapter: Adapter, where: str, on_hub: bool = False) -> list[str]:
+    """Python lines that put the tokens into `pipe`; `where`: a folder, or with `on_hub` a hub id."""
+    if len(adapter.info.get("token_widths") or []) < 2:
+        return [
+            f'pipe.load_textual_inversion("{where}", weight_name="{file_name(token)}", token="{token}")'
+            for token in adapter.tokens
+        ]
+    # without this line SDXL's text is pooled at the token, before the class word: models._pool_at_end
+    lines = ["pipe.text_encoder_2.text_model.eos_token_id = pipe.tokenizer_2.eos_token_id"]
     for token in adapter.tokens:
-        if len(adapter.info.get("token_widths") or []) < 2:
-            lines.append(f'pipe.load_textual_inversion("{where}", weight_name="{file_name(token)}", token="{token}")')
-            continue
-        lines.append(f'vectors = safetensors.torch.load_file("{where}/{file_name(token)}")')
+        file = f'hf_hub_download("{where}", "{file_name(token)}")' if on_hub else f'"{where}/{file_name(token)}"'
+        lines.append(f"vectors = safetensors.torch.load_file({file})")
         for part, suffix in zip(TOKEN_PARTS, ("", "_2"), strict=True):
             place = f"text_encoder=pipe.text_encoder{suffix}, tokenizer=pipe.tokenizer{suffix}"
             lines.append(f'pipe.load_textual_inversion(vectors["{part}"], token="{token}", {place})')
