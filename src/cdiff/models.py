@@ -174,6 +174,26 @@ def load_base(conf: ModelConfig, dtype: torch.dtype, device: torch.device | str)
     return base
 
 
+def base_of(pipe: Any) -> Base:
+    """The parts of a stock pipeline as a Base, shared with it, so that what is put into one is in the other.
+
+    Raises:
+        UserError: no StableDiffusionPipeline, or one with other parts (a LoRA loaded by diffusers renames its layers).
+    """
+    parts = {part: getattr(pipe, part, None) for part in (*PART_CLASSES, "scheduler")}
+    for part, known in PART_CLASSES.items():
+        if type(parts[part]).__name__ not in known:
+            kind = type(pipe).__name__
+            raise UserError(f"the {part} of this {kind} is a {type(parts[part]).__name__}; cdiff knows {known[0]}.")
+    unet = pipe.unet
+    scheduler = DDPMScheduler.from_config(parts.pop("scheduler").config)
+    base = Base(**parts, scheduler=scheduler, path="the pipeline", dtype=unet.dtype, device=unet.device)
+    if getattr(pipe, "text_encoder_2", None) is not None:
+        base.tokenizer_2, base.text_encoder_2 = pipe.tokenizer_2, pipe.text_encoder_2
+        _pool_at_end(base)
+    return base
+
+
 def _is_sdxl(index: dict[str, Any]) -> bool:
     return bool((index.get("text_encoder_2") or [None])[0])
 
@@ -312,4 +332,13 @@ def _read_json(path: Path, lacks: str) -> dict[str, Any]:
         raise UserError(f"{path} is not readable JSON: {error}.") from error
 
 
-__all__ = ["DTYPES", "Base", "find_base", "load_base", "no_progress_bar", "resolve_device", "resolve_precision"]
+__all__ = [
+    "DTYPES",
+    "Base",
+    "base_of",
+    "find_base",
+    "load_base",
+    "no_progress_bar",
+    "resolve_device",
+    "resolve_precision",
+]
