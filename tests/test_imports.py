@@ -16,7 +16,7 @@ LAYERS = (
     ("cli", "cli_help"),
     ("sweep", "overrides"),
     ("compose", "dispatch"),
-    ("plan", "completion"),
+    ("plan",),
     ("tasks", "notebook"),
     ("export",),
     ("evaluation",),
