@@ -309,3 +309,23 @@ def test_a_true_process_reports_its_exit_code():
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
     assert done.returncode == 2
     assert done.stderr.strip() == "Error: There is no setting 'train.step'; did you mean 'train.steps'?"
+
+
+def test_bash_completes_tasks_groups_and_settings(tmp_path):
+    """Hydra's completion, through the installed command."""
+    script = tmp_path / "complete.sh"
+    script.write_text(
+        """
+        eval "$(cdiff -sc install=bash)"
+        for line in "cdiff task=ex" "cdiff model=sdx" "cdiff train.st"; do
+            COMP_LINE="$line"; COMP_POINT=${#line}; COMP_WORDS=($line); COMP_CWORD=1; COMPREPLY=()
+            hydra_bash_completion cdiff
+            echo "${COMPREPLY[@]}"
+        done
+        """
+    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", script], capture_output=True, text=True, env={**os.environ, "PATH": path}, timeout=60
+    )
+    assert done.stdout.split() == ["task=export", "model=sdxl", "train.steps="], done.stderr

@@ -223,3 +223,20 @@ def test_parquet_with_subsets_and_labels(tmp_path, monkeypatch):
 def test_a_token_named_like_a_word_of_prompts_is_refused(token):
     with pytest.raises(UserError, match="word that prompts use"):
         normalize_token(token)
+
+
+def test_images_from_the_hub_by_name(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(concepts, "fetch_dataset", lambda *words: asked.append(words) or tmp_path)
+    conf = ConceptConfig(class_word="dog", images="hub:google/dreambooth@main:dog")
+    [concept] = resolve_concepts(Config(concepts={"rex": conf}))
+    assert asked == [("google/dreambooth", "dog", "main")] and concept.folder == tmp_path
+    conf.images = "hub:nothing"
+    with pytest.raises(UserError, match="OWNER/NAME"):
+        resolve_concepts(Config(concepts={"rex": conf}))
+
+
+def test_images_may_be_a_list(tmp_path):
+    (tmp_path / "list.txt").write_text("a.png\n")
+    conf = ConceptConfig(class_word="dog", images=str(tmp_path / "list.txt"))
+    assert resolve_concepts(Config(concepts={"rex": conf}))[0].folder == tmp_path / "list.txt"

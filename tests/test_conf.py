@@ -21,6 +21,7 @@ NEEDS = {
     ("task", "pretrain"): ["pretrain.stage=vae"],
     ("pretrain", "pocket"): ["task=pretrain", "pretrain.stage=vae"],
     ("task", "merge"): ["runs=[a,b]"],
+    ("task", "concept"): ["images=photos", "name=rex", "class_word=dog"],
     ("prior", "folder"): ["prior.images=dogs"],
 }
 

@@ -131,9 +131,17 @@ def test_weights_that_are_missing_or_misshapen_are_an_error_not_random_numbers(c
 
 def test_other_architectures_are_refused(copy):
     index = json.loads((copy / "model_index.json").read_text())
-    edit(copy / "model_index.json", text_encoder_2=["transformers", "CLIPTextModelWithProjection"])
-    with pytest.raises(UserError, match="two text encoders"):
-        load(copy)
+    for changes, words in (
+        ({"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}, "tokenizer_2/ is missing"),
+        ({"text_encoder_2": ["transformers", "X"], "text_encoder": [None, None]}, "refiner"),
+        (
+            {"transformer": ["diffusers", "SD3Transformer2DModel"], "_class_name": "StableDiffusion3Pipeline"},
+            "StableDiffusion3Pipeline",
+        ),
+    ):
+        (copy / "model_index.json").write_text(json.dumps({**index, **changes}))
+        with pytest.raises(UserError, match=words):
+            load(copy)
     (copy / "model_index.json").write_text(json.dumps({**index, "unet": ["diffusers", "UNet3DConditionModel"]}))
     with pytest.raises(UserError, match="UNet3DConditionModel"):
         load(copy)

@@ -6,6 +6,7 @@ config carries the published eos_token_id 2, the scheduler is the published PNDM
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Iterator
@@ -74,7 +75,7 @@ def build_sd15(folder: Path, *, prefixed: bool = False, seed: int = 0) -> Path:
         _unet().save_pretrained(folder / "unet")
     if prefixed:
         add_text_prefix(folder / "text_encoder" / "model.safetensors")
-    _write_tokenizer(folder / "tokenizer")
+    write_tokenizer(folder / "tokenizer")
     _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
     _write_json(folder / "model_index.json", MODEL_INDEX)
     return folder
@@ -133,19 +134,22 @@ def _unet() -> UNet2DConditionModel:
     )
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path, pad: str | None = None) -> None:
+    """CLIP's tokenizer files; `pad`: the padding token where it is not the end-of-text token."""
     vocabulary, merges = _vocabulary()
+    pad = pad or "<|endoftext|>"
     _write_json(folder / "vocab.json", vocabulary)
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
     special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
-    _write_json(folder / "special_tokens_map.json", {**special, "pad_token": "<|endoftext|>"})
+    _write_json(folder / "special_tokens_map.json", {**special, "pad_token": pad})
     config = {"add_prefix_space": False, "do_lower_case": True, "errors": "replace", "model_max_length": 77}
     _write_json(
         folder / "tokenizer_config.json",
-        {**config, **special, "pad_token": "<|endoftext|>", "tokenizer_class": "CLIPTokenizer"},
+        {**config, **special, "pad_token": pad, "tokenizer_class": "CLIPTokenizer"},
     )
 
 
+@functools.cache
 def _vocabulary() -> tuple[dict[str, int], list[str]]:
     """49,408 entries. WORDS are one token each, "teapot" is two, other words fall into more."""
     alphabet = _byte_letters()

@@ -30,6 +30,7 @@ class Batch:
     target: Tensor
     mask: Tensor
     prompts: list[str]
+    time_ids: Tensor | None = None  # (B, 6) of SDXL: data.latents.TrainingViews
 
 
 class Batches:
@@ -53,7 +54,7 @@ class Batches:
         samples = range(number * self.size, (number + 1) * self.size)
         kinds = [("concept", self.views)] + ([("prior", self.prior)] if self.prior is not None else [])
         drawn = [self._draw(kind, views, sample) for kind, views in kinds for sample in samples]
-        latents, noise, timesteps, masks, prompts = zip(*drawn, strict=True)
+        latents, noise, timesteps, masks, prompts, time_ids = zip(*drawn, strict=True)
         latents, noise, timesteps = torch.stack(latents), torch.stack(noise), torch.cat(timesteps)
         return Batch(
             noisy=self._move(self.noise_schedule.add_noise(latents, noise, timesteps)),
@@ -61,6 +62,7 @@ class Batches:
             target=self._move(diffusion_target(self.noise_schedule, latents, noise, timesteps)),
             mask=self._move(torch.stack(masks[: self.size])),
             prompts=list(prompts),
+            time_ids=None if time_ids[0] is None else self._move(torch.stack(time_ids)),
         )
 
     def describe(self, numbers: range) -> str:
@@ -72,8 +74,9 @@ class Batches:
         name = f"batch {numbers.start}" if len(numbers) == 1 else f"batches {numbers.start} to {numbers.stop - 1}"
         return f"{name}: {shown}{more}"
 
-    def _draw(self, kind: str, views: TrainingViews, sample: int) -> tuple[Tensor, Tensor, Tensor, Tensor, str]:
-        """Latents (C, h, w), noise (C, h, w), timestep (1,), mask (1, h, w) and prompt of one training sample."""
+    def _draw(self, kind: str, views: TrainingViews, sample: int) -> tuple:
+        """Latents (C, h, w), noise (C, h, w), timestep (1,), mask (1, h, w), prompt and size and crop (6,) of one
+        training sample."""
         view = self._view(kind, len(views.prompts), sample)
         generator = torch.Generator().manual_seed(_mix(self.seed, kind, sample))
         mean = views.mean[view]
@@ -81,7 +84,8 @@ class Batches:
         noise = torch.randn(mean.shape, generator=generator)
         steps = self.noise_schedule.config.num_train_timesteps
         timestep = torch.randint(steps, (1,), generator=generator)
-        return latents, noise, timestep, views.masks[view], views.prompts[view]
+        sizes = None if views.time_ids is None else views.time_ids[view]
+        return latents, noise, timestep, views.masks[view], views.prompts[view], sizes
 
     def _view(self, kind: str, count: int, sample: int) -> int:
         """Every view once in a random order, then again in another: none is used twice before each was used."""

@@ -23,6 +23,8 @@ CHOICES = {
     "optimizer.name": ("adamw",),
     "lr_schedule.name": ("constant", "constant_with_warmup", "linear", "cosine"),
     "sampler.name": ("ddim", "dpmpp"),
+    "format": ("diffusers", "lora", "kohya", "release", "hub"),
+    "export.precision": ("fp32", "fp16"),
     "metrics.dino_preprocessing": ("auto", "dino", "folder"),
     "evaluate.prompt_rule": ("drop", "keep", "class"),
     "logger.name": ("wandb", "tensorboard", "none"),
@@ -65,6 +67,7 @@ RANGES: dict[str, Rule] = {
     "augment.shrink_min": ((lambda x: 0 < x <= 1), "above 0 and at most 1"),
     "augment.zoom_min": at_least(1),
     "augment.zoom_max": between(1, 8),
+    "augment.background": between(0, 1),
     "augment.views": at_least(1),
     "validation.every": at_least(0),
     "validation.images_per_prompt": at_least(1),
@@ -86,6 +89,9 @@ RANGES: dict[str, Rule] = {
     "sampler.batch_size": at_least(1),
     "sampler.token_adjust.alpha": between(0, 1),
     "sampler.token_adjust.beta": ABOVE_0,
+    "export.rank": between(1, 4096),
+    "export.tolerance": ((lambda x: 0 < x < 1), "above 0 and below 1"),
+    "export.images": between(0, 100),
     "metrics.batch_size": at_least(1),
     "metrics.workers": between(0, 256),
     "protocol.images_per_prompt": between(1, 10_000),
@@ -106,6 +112,10 @@ def check(config: Config) -> None:
     mistakes += _evaluation(config)
     if config.task == "merge":
         mistakes += _merging(config)
+    if config.task == "export":
+        mistakes += _exporting(config)
+    if config.task == "concept":
+        mistakes += _new_concept(config)
     if config.task == "pretrain" and config.pretrain.stage is None:
         mistakes.append("task=pretrain needs the stage to make: pretrain.stage=NAME.")
     if mistakes:
@@ -274,6 +284,38 @@ def _merging(config: Config) -> list[str]:
     for i, prompt in enumerate(config.merge.prompts):
         if "{}" not in prompt:
             mistakes.append(f"merge.prompts[{i}] has no {{}} for the concept: '{prompt}'.")
+    return mistakes
+
+
+def _exporting(config: Config) -> list[str]:
+    mistakes = []
+    export, repo = config.export, config.repo
+    if export.rank is not None and export.tolerance is not None:
+        mistakes.append("Give export.rank or export.tolerance, not both.")
+    for key in ("rank", "tolerance"):
+        if getattr(export, key) is not None and config.format not in ("lora", "kohya", "hub"):
+            mistakes.append(f"export.{key} is of a LoRA: it works with format=lora, kohya or hub, not {config.format}.")
+    if config.run == "base":
+        mistakes.append("run=base is the untouched base model, with nothing to export: say run=latest or run=FOLDER.")
+    if config.format == "hub" and repo is None:
+        mistakes.append("format=hub needs the name on the hub: repo=OWNER/NAME.")
+    if repo is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]{0,95}", repo):
+        mistakes.append(f"repo={repo} is no name on the hub: repo=OWNER/NAME, of letters, digits, '.', '_' and '-'.")
+    if config.format != "hub" and (repo is not None or config.push):
+        mistakes.append(f"repo= and push= work with format=hub alone, not with format={config.format}.")
+    return mistakes
+
+
+def _new_concept(config: Config) -> list[str]:
+    mistakes = []
+    if config.images is None:
+        mistakes.append("task=concept needs the pictures: images=DIR.")
+    if config.name is None:
+        mistakes.append("task=concept needs a name for the concept: name=rex.")
+    elif not re.fullmatch(r"[A-Za-z][\w-]*", config.name):
+        mistakes.append(f"name={config.name} can't name a concept: a letter, then letters, digits, '_' and '-'.")
+    if not (config.class_word or "").strip():
+        mistakes.append("task=concept needs the word for what the pictures show: class_word=dog.")
     return mistakes
 
 

@@ -154,7 +154,8 @@ def prompt_folder(prompt: str) -> str:
 def fingerprint(base: Base) -> str:
     """A hash of what makes the base's images: every weight as it is in memory, the vocabulary, the noise schedule."""
     found = hashlib.sha256()
-    for part in (base.text_encoder, base.unet, base.vae):
+    second = [base.text_encoder_2] if base.is_sdxl else []
+    for part in (base.text_encoder, base.unet, base.vae, *second):
         for name, tensor in sorted(part.state_dict().items()):
             found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
             found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

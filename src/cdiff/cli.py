@@ -8,7 +8,7 @@ from cdiff import __version__, catalog, console
 from cdiff.errors import UserError
 from cdiff.signals import as_interrupt
 
-HYDRA_FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i")
+HYDRA_FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--shell-completion", "-sc")
 HYDRA_FLAGS = (*HYDRA_FLAGS_WITH_VALUE, "--resolve", "--hydra-help", "--shell-completion", "-sc")
 LONG_FLAGS = ("--help", "--version", "--multirun", "--config-dir", "--cfg", "--info", "--hydra-help")
 

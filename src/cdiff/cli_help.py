@@ -25,6 +25,7 @@ OPTIONS = (
     ("-m, --multirun", "one run for every combination of the values a,b,c given"),
     ("--config-dir DIR", "a folder of your own YAML, laid out like conf/ (DIR/concept/rex.yaml)"),
     ("--cfg job", "print the composed configuration as YAML"),
+    ("-sc install=bash", 'completion for the shell: eval "$(cdiff -sc install=bash)" (zsh: the same; fish)'),
     ("--version", "print the version"),
     ("--hydra-help", "Hydra's own options"),
 )

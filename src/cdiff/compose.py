@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cdiff.schema import Config
 
 EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "optuna": "optuna"}
-READS_A_RUN = ("sample", "evaluate")
+READS_A_RUN = ("sample", "evaluate", "export")
 NO_RUN = "base"  # run=base: the untouched base model
 
 

@@ -21,6 +21,8 @@ from cdiff.schema import ConceptConfig, Config
 TOKEN_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # Rare entries of CLIP's vocabulary, for `initializer: rare`: the release's three, then others of their kind.
 RARE_TOKENS = ("ktn", "pll", "ucd", "kcr", "wcc", "dsb", "ttr", "pbb")
+HUB_PREFIX = "hub:"  # images=hub:owner/name:subset
+PICTURE_LISTS = (".txt", ".jsonl")
 HUB_SOURCE = re.compile(  # owner/name@revision:subset
     r"(?P<dataset>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[A-Za-z0-9][\w./-]*))?(:(?P<subset>[\w.-]+))?"
 )
@@ -32,7 +34,7 @@ class Concept:
     token: str  # "<new1>"
     class_word: str  # "dog", or several words: "stuffed animal"
     initializer: str  # the text whose embedding the token starts from, or "random"
-    folder: Path  # of its pictures
+    folder: Path  # of its pictures; or a list of them, one path a line
 
 
 def resolve_concepts(cfg: Config) -> list[Concept]:
@@ -172,6 +174,8 @@ def _refuse_tokens_that_are_words(tokens: dict[str, str], class_words: dict[str,
 
 
 def _images_folder(name: str, conf: ConceptConfig, world: str) -> Path:
+    if (conf.images or "").startswith(HUB_PREFIX):
+        return _from_hub(conf.images.removeprefix(HUB_PREFIX), name)
     if conf.images:
         return _existing_folder(conf.images, f"the images of the concept {name}")
     sources = {key: value for key, value in conf.sources.items() if value}
@@ -193,12 +197,18 @@ def _images_folder(name: str, conf: ConceptConfig, world: str) -> Path:
     return _existing_folder(source, f"the {world} source of the concept {name}")
 
 
+def _from_hub(text: str, name: str) -> Path:
+    if match := HUB_SOURCE.fullmatch(text):
+        return fetch_dataset(match["dataset"], match["subset"], match["revision"])
+    raise UserError(f"the images of the concept {name}, {HUB_PREFIX}{text}, must be {HUB_PREFIX}OWNER/NAME[:SUBSET].")
+
+
 def _existing_folder(text: str, what: str) -> Path:
     folder = Path(text).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() or (folder.is_file() and folder.suffix.lower() in PICTURE_LISTS):
         return folder
     if folder.exists():
-        raise UserError(f"{what}, {text}, is a file: give the folder that holds the pictures.")
+        raise UserError(f"{what}, {text}, is a file: give the folder that holds the pictures, or a list (.txt).")
     raise UserError(f"{what}, {text}, is a folder that does not exist: correct concept.images=DIR.")
 
 

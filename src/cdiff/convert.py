@@ -19,6 +19,8 @@ PATHS = (
     "output",
     "prompt_file",
     "model.path",
+    "model.config",
+    "export.folder",
     "concept.images",
     "prior.images",
     "prior.captions",

@@ -6,10 +6,10 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -27,8 +27,11 @@ from cdiff.methods import Trainables
 from cdiff.models import Base, resolve_device
 from cdiff.schema import Config
 from cdiff.snapshot import State
-from cdiff.tokens import PromptEncoder, feature_positions
+from cdiff.tokens import PromptEncoder, feature_positions, read_features
 from cdiff.window import GRAD_NORM, PARTS, Guard, NotFinite
+
+if TYPE_CHECKING:
+    from cdiff.tokens import Encoded
 
 log = logging.getLogger("cdiff")
 
@@ -66,13 +69,17 @@ class Personalizer(nn.Module):
         self.concept_phrases = [concept for concept, _ in pairs]
         self.class_phrases = [of_class for _, of_class in pairs]
         self.positions: Tensor | None = None  # where SPL reads its features: the same at every step
-        self.class_features: Tensor | None = None  # of the base: a text encoder that trains leaves them where they were
+        # Of each text encoder of the base: one that trains leaves them where they were.
+        self.class_features: list[Tensor] | None = None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss parts by name, unweighted, and their weighted total; all scalars in fp32."""
         conf = self.loss
         encoded = self.encoder.encode(batch.prompts, self.concept_phrases if conf.spl_weight else [])
-        prediction = self.unet(batch.noisy, batch.timesteps, encoded[0].hidden, return_dict=False)[0]
+        conditions = sdxl_conditions(encoded[0], batch.time_ids)
+        prediction = self.unet(
+            batch.noisy, batch.timesteps, encoded[0].hidden, added_cond_kwargs=conditions, return_dict=False
+        )[0]
         count = len(batch.mask)
         parts = {"loss/recon": reconstruction_loss(prediction[:count], batch.target[:count], batch.mask)}
         total = parts["loss/recon"]
@@ -80,24 +87,30 @@ class Personalizer(nn.Module):
             parts["loss/prior"] = prior_loss(prediction[count:], batch.target[count:])
             total = total + conf.prior_weight * parts["loss/prior"]
         if conf.spl_weight:
-            parts["loss/spl"] = self._spl(encoded[1].hidden)
+            parts["loss/spl"] = self._spl(encoded[1].states)
             total = total + conf.spl_weight * parts["loss/spl"]
         return {"loss/total": total, **parts}
 
     @torch.no_grad()
     def spl(self) -> Tensor:
         """SPL as it stands, for logging where it is no part of the loss."""
-        return self._spl(self.encoder.encode(self.concept_phrases)[0].hidden)
+        return self._spl(self.encoder.encode(self.concept_phrases)[0].states)
 
-    def _spl(self, hidden: Tensor) -> Tensor:
-        """hidden (concepts, L, D) of the concept phrases."""
+    def _spl(self, states: Sequence[Tensor]) -> Tensor:
+        """states: of the concept phrases, (concepts, L, D_i) of each text encoder; the mean over encoders."""
         if self.class_features is None:
             ids = self.encoder.tokenize(self.concept_phrases)
             self.positions = feature_positions(ids, self.encoder.eos_id, self.loss.spl_feature)
             constant = self.encoder.constant(self.class_phrases)
-            self.class_features = self.encoder.feature(constant, self.loss.spl_feature)
-        features = hidden[torch.arange(len(hidden), device=hidden.device), self.positions]
-        return semantic_preservation_loss(features, self.class_features)
+            self.class_features = self.encoder.features(constant, self.loss.spl_feature)
+        pairs = zip(read_features(states, self.positions), self.class_features, strict=True)
+        losses = [semantic_preservation_loss(features, of_class) for features, of_class in pairs]
+        return sum(losses) / len(losses)
+
+
+def sdxl_conditions(encoded: Encoded, time_ids: Tensor | None) -> dict[str, Tensor] | None:
+    """What SDXL's UNet is told beside the text: its pooled feature, and size and crop of the picture (B, 6)."""
+    return None if encoded.pooled is None else {"text_embeds": encoded.pooled, "time_ids": time_ids}
 
 
 def train(

@@ -1,14 +1,14 @@
-"""The parts of a base model: found, checked, loaded frozen in the wanted dtype.
+"""The parts of a base model: checked, loaded frozen in the wanted dtype.
 
-A base is a folder (or a hub id) in the layout of Stable Diffusion 1.5: model_index.json, tokenizer/, text_encoder/,
-vae/, unet/, scheduler/. The pocket base shipped in the package is such a folder too.
+A base is a folder (or a hub id, or a single-file checkpoint: base_files) in the layout of Stable Diffusion 1.x and 2.x:
+model_index.json, tokenizer/, text_encoder/, vae/, unet/, scheduler/; of SDXL with tokenizer_2/ and text_encoder_2/ too.
+The pocket base shipped in the package is such a folder.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from cdiff import shared
+from cdiff.base_files import find_base, first_line
 from cdiff.errors import UserError
-from cdiff.hub import pinned
 from cdiff.schema import ModelConfig
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -33,7 +33,10 @@ PART_CLASSES = {
     "vae": ("AutoencoderKL",),
     "unet": ("UNet2DConditionModel",),
 }
-PARTS = (*PART_CLASSES, "scheduler")
+XL_CLASSES = {
+    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
+}
 
 
 @dataclass(repr=False)
@@ -50,6 +53,29 @@ class Base:
     device: torch.device
     folder: Path | None = None  # where the parts were read from
     revision: str | None = None
+    tokenizer_2: CLIPTokenizer | None = None  # SDXL
+    text_encoder_2: CLIPTextModelWithProjection | None = None  # SDXL
+    zero_empty_prompt: bool = False  # SDXL: guidance without a negative prompt is from zeros, not from ""
+
+    @property
+    def is_sdxl(self) -> bool:
+        """Two text encoders, a pooled text feature, and a UNet that is told the picture's size and crop."""
+        return self.text_encoder_2 is not None
+
+    @property
+    def encoders(self) -> list[tuple[CLIPTokenizer, nn.Module]]:
+        """Each text encoder with its tokenizer. A token's vector is the rows of all of them, one after the other."""
+        second = [(self.tokenizer_2, self.text_encoder_2)] if self.is_sdxl else []
+        return [(self.tokenizer, self.text_encoder), *second]
+
+    @property
+    def token_widths(self) -> list[int]:
+        """The width of a token's row in each text encoder."""
+        return [model.get_input_embeddings().weight.shape[1] for _, model in self.encoders]
+
+    def models(self) -> list[nn.Module]:
+        """Every part that has weights."""
+        return [*(model for _, model in self.encoders), self.unet, self.vae]
 
     @property
     def prediction_type(self) -> str:
@@ -116,6 +142,7 @@ def load_base(conf: ModelConfig, dtype: torch.dtype, device: torch.device | str)
     """Load every part of the base model, frozen, in `dtype`, on `device`.
 
     The jobs of a sweep read the files once: each gets a copy of its own, so that none meets what another has trained.
+    SDXL's VAE overflows in fp16 where its config says so (force_upcast): it is then loaded in fp32.
 
     Raises:
         UserError: names the part that is missing, broken, of another architecture, or can't be fetched.
@@ -127,7 +154,7 @@ def load_base(conf: ModelConfig, dtype: torch.dtype, device: torch.device | str)
     # A copy in either case: the last bits of a product on the CPU depend on where in memory its weights begin, and a
     # file's do not begin where torch's own do. So a job of a sweep and a run alone give the same bits.
     base = replace(copy.deepcopy(base) if shared.keeping() or device.type == "cpu" else base, device=device)
-    for model in (base.text_encoder, base.vae, base.unet):
+    for model in base.models():
         model.to(device)
     return base
 
@@ -140,87 +167,97 @@ def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
 
 def _read_base(conf: ModelConfig, folder: Path, dtype: torch.dtype) -> Base:
     """The base on the CPU."""
-    _check_index(folder, conf.path)
-    tokenizer = _load_tokenizer(folder)
-    text_encoder = _load_model(CLIPTextModel, folder, "text_encoder", conf, dtype)
+    index = _check_index(folder, conf.path)
+    is_sdxl = _is_sdxl(index)
     vae = _load_model(AutoencoderKL, folder, "vae", conf, dtype)
-    unet = _load_model(UNet2DConditionModel, folder, "unet", conf, dtype)
-    scheduler = _load_scheduler(folder)
-    _check_fit(folder, tokenizer, text_encoder, vae, unet)
-    for model in (text_encoder, vae, unet):
+    if is_sdxl and dtype == torch.float16 and vae.config.force_upcast:
+        vae = _load_model(AutoencoderKL, folder, "vae", conf, torch.float32)
+    base = Base(
+        tokenizer=_load_tokenizer(folder, "tokenizer"),
+        text_encoder=_load_model(CLIPTextModel, folder, "text_encoder", conf, dtype),
+        vae=vae,
+        unet=_load_model(UNet2DConditionModel, folder, "unet", conf, dtype),
+        scheduler=_load_scheduler(folder),
+        path=conf.path,
+        dtype=dtype,
+        device=torch.device("cpu"),
+        folder=folder,
+        revision=conf.revision,
+    )
+    if is_sdxl:
+        base.tokenizer_2 = _load_tokenizer(folder, "tokenizer_2")
+        base.text_encoder_2 = _load_model(CLIPTextModelWithProjection, folder, "text_encoder_2", conf, dtype)
+        base.zero_empty_prompt = bool(index.get("force_zeros_for_empty_prompt", True))
+        _pool_at_end(base)
+    _check_fit(folder, base)
+    for model in base.models():
         model.requires_grad_(False).eval()
-    cpu = torch.device("cpu")
-    return Base(tokenizer, text_encoder, vae, unet, scheduler, conf.path, dtype, cpu, folder, conf.revision)
+    return base
 
 
-def find_base(conf: ModelConfig) -> Path:
-    """The folder of the base model: the shipped one for "pocket", a folder as it is, else fetched from the hub."""
-    if conf.path == "pocket":
-        from cdiff.pocket import weights_folder
+def base_of(pipe: Any) -> Base:
+    """The parts of a stock pipeline as a Base, shared with it, so that what is put into one is in the other.
 
-        return Path(weights_folder("base"))
-    folder = Path(conf.path).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise UserError(f"model.path={conf.path} is a file; name the folder that holds model_index.json.")
-    looks_local = conf.path.startswith((".", "~", os.sep)) or conf.path.count("/") != 1 or "\\" in conf.path
-    if looks_local:
-        raise UserError(f"model.path={conf.path}: there is no such folder, and it is not a hub id (owner/name).")
-    return _fetch(conf)
-
-
-def _fetch(conf: ModelConfig) -> Path:
-    """Download the parts that are used, and nothing else, into the hub's cache."""
-    from huggingface_hub import errors, snapshot_download
-
-    what = f"model.path={conf.path}" + (f" at revision {conf.revision}" if conf.revision else "")
-    suffix = f".{conf.variant}.safetensors" if conf.variant else ".safetensors"
-    patterns = ["model_index.json", "tokenizer/*", "scheduler/*"]
-    for part in ("text_encoder", "vae", "unet"):
-        stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
-        patterns += [f"{part}/config.json", f"{part}/{stem}{suffix}", f"{part}/{stem}*-of-*", f"{part}/*.index*.json"]
-    try:
-        commit = pinned(conf.path, conf.revision)
-        return Path(snapshot_download(conf.path, revision=commit, allow_patterns=patterns))
-    except errors.GatedRepoError as error:
-        raise UserError(f"{what} is gated: accept its licence on huggingface.co, then `hf auth login`.") from error
-    except errors.RepositoryNotFoundError as error:
-        raise UserError(f"{what}: no folder, and no public model of this name on the hub; check the name.") from error
-    except errors.RevisionNotFoundError as error:
-        raise UserError(f"{what}: the hub has the model but not this revision; check model.revision.") from error
-    except errors.HFValidationError as error:
-        raise UserError(f"{what} is neither a folder nor a hub id (owner/name).") from error
-    except Exception as error:  # requests', httpx's and the hub's own network errors share no parent
-        raise UserError(
-            f"{what}: can't be fetched from the hub ({_first_line(error)}); check the network, or set model.path to a "
-            "folder that holds the model (model=pocket needs no network)."
-        ) from error
-
-
-def _check_index(folder: Path, path: str) -> None:
-    """model_index.json names the class of each part; only the architecture of SD 1.5 and 2.x is trained here."""
-    index = _read_json(folder / "model_index.json", f"model.path={path} is not a pipeline folder: it lacks")
-    if (index.get("text_encoder_2") or [None])[0]:
-        raise UserError(f"model.path={path} is an SDXL-like model with two text encoders: not supported.")
+    Raises:
+        UserError: no StableDiffusionPipeline, or one with other parts (a LoRA loaded by diffusers renames its layers).
+    """
+    parts = {part: getattr(pipe, part, None) for part in (*PART_CLASSES, "scheduler")}
     for part, known in PART_CLASSES.items():
+        if type(parts[part]).__name__ not in known:
+            kind = type(pipe).__name__
+            raise UserError(f"the {part} of this {kind} is a {type(parts[part]).__name__}; cdiff knows {known[0]}.")
+    unet = pipe.unet
+    scheduler = DDPMScheduler.from_config(parts.pop("scheduler").config)
+    base = Base(**parts, scheduler=scheduler, path="the pipeline", dtype=unet.dtype, device=unet.device)
+    if getattr(pipe, "text_encoder_2", None) is not None:
+        base.tokenizer_2, base.text_encoder_2 = pipe.tokenizer_2, pipe.text_encoder_2
+        _pool_at_end(base)
+    return base
+
+
+def _is_sdxl(index: dict[str, Any]) -> bool:
+    return bool((index.get("text_encoder_2") or [None])[0])
+
+
+def _pool_at_end(base: Base) -> None:
+    """SDXL's text config says eos_token_id 2, which makes transformers pool at the largest token id: with a new token
+    in the prompt at that token, before the class word. ComfyUI and A1111 pool at the end-of-text token; so do we, and
+    what is saved says so. Prompts without a new token are pooled where they were."""
+    eos = base.tokenizer_2.eos_token_id
+    base.text_encoder_2.config.eos_token_id = eos
+    base.text_encoder_2.text_model.config.eos_token_id = eos
+    base.text_encoder_2.text_model.eos_token_id = eos
+
+
+def _check_index(folder: Path, path: str) -> dict[str, Any]:
+    """model_index.json names the class of each part; the architectures of SD 1.x, 2.x and XL are trained here."""
+    index = _read_json(folder / "model_index.json", f"model.path={path} is not a pipeline folder: it lacks")
+    classes = PART_CLASSES | (XL_CLASSES if _is_sdxl(index) else {})
+    if _is_sdxl(index) and not (index.get("text_encoder") or [None])[0]:
+        raise UserError(f"model.path={path} has the second text encoder alone (the SDXL refiner): use the SDXL base.")
+    if (index.get("text_encoder_3") or [None])[0] or (index.get("transformer") or [None])[0]:
+        raise UserError(
+            f"model.path={path} is a {index.get('_class_name')}: cdiff trains Stable Diffusion 1.x, 2.x, XL."
+        )
+    for part, known in classes.items():
         name = (index.get(part) or [None, None])[1]
         if name is not None and name not in known:
             raise UserError(f"model.path={path}: its {part} is a {name}, and cdiff trains {known[0]} only.")
-    for part in PARTS:
+    for part in (*classes, "scheduler"):
         if not (folder / part).is_dir():
             raise UserError(f"model.path={path}: the part {part}/ is missing from {folder}.")
+    return index
 
 
-def _load_tokenizer(folder: Path) -> CLIPTokenizer:
-    part = folder / "tokenizer"
+def _load_tokenizer(folder: Path, name: str) -> CLIPTokenizer:
+    part = folder / name
     has_files = (part / "tokenizer.json").is_file() or all((part / n).is_file() for n in ("vocab.json", "merges.txt"))
     if not has_files:  # CLIPTokenizer would silently start with three words
         raise UserError(f"{part} lacks the vocabulary: vocab.json and merges.txt, or tokenizer.json.")
     try:
         return CLIPTokenizer.from_pretrained(part, local_files_only=True)
     except Exception as error:  # the Rust tokenizer raises bare Exception
-        raise UserError(f"{part} can't be read as a CLIP tokenizer: {_first_line(error)}.") from error
+        raise UserError(f"{part} can't be read as a CLIP tokenizer: {first_line(error)}.") from error
 
 
 def _load_model(cls: type, folder: Path, part: str, conf: ModelConfig, dtype: torch.dtype) -> nn.Module:
@@ -230,6 +267,8 @@ def _load_model(cls: type, folder: Path, part: str, conf: ModelConfig, dtype: to
         other = any((folder / part).glob("*.bin"))
         what = "only pickled .bin weights; convert them to safetensors" if other else "no weights (*.safetensors)"
         raise UserError(f"{folder / part} holds {what}.")
+    if conf.variant and not any((folder / part).glob(f"*.{conf.variant}*.safetensors")):
+        raise UserError(f"{folder / part} holds no {conf.variant} weights: say model.variant=null.")
     try:
         with no_progress_bar():
             model, info = cls.from_pretrained(
@@ -242,7 +281,7 @@ def _load_model(cls: type, folder: Path, part: str, conf: ModelConfig, dtype: to
                 output_loading_info=True,
             )
     except Exception as error:  # safetensors, diffusers and transformers raise different families
-        raise UserError(f"{folder / part} can't be loaded as {cls.__name__}: {_first_line(error)}.") from error
+        raise UserError(f"{folder / part} can't be loaded as {cls.__name__}: {first_line(error)}.") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(f"{folder / part} lacks {len(missing)} weights of its {cls.__name__}, first {missing[0]}.")
@@ -275,12 +314,14 @@ def _load_scheduler(folder: Path) -> DDPMScheduler:
     return scheduler
 
 
-def _check_fit(folder: Path, tokenizer, text_encoder, vae, unet) -> None:
-    """The parts must belong together: vocabulary, text width and latent channels."""
-    rows = text_encoder.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} words, the text encoder {rows} embeddings.")
-    width = text_encoder.config.hidden_size
+def _check_fit(folder: Path, base: Base) -> None:
+    """The parts must belong together: vocabulary, text width, latent channels, and of SDXL the pooled text's width."""
+    unet, vae = base.unet, base.vae
+    for tokenizer, text_encoder in base.encoders:
+        rows = text_encoder.get_input_embeddings().weight.shape[0]
+        if len(tokenizer) > rows:
+            raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} words, the text encoder {rows} embeddings.")
+    width = sum(base.token_widths)
     if unet.config.cross_attention_dim != width:
         raise UserError(
             f"{folder}: the UNet reads text of width {unet.config.cross_attention_dim}, the text encoder gives {width}."
@@ -290,6 +331,17 @@ def _check_fit(folder: Path, tokenizer, text_encoder, vae, unet) -> None:
             f"{folder}: the UNet takes {unet.config.in_channels} channels and the VAE makes "
             f"{vae.config.latent_channels} (an inpainting model?); use a text-to-image base."
         )
+    if base.is_sdxl:
+        _check_conditions(folder, base)
+
+
+def _check_conditions(folder: Path, base: Base) -> None:
+    """SDXL's UNet takes the pooled text and six numbers of size and crop."""
+    config, pooled = base.unet.config, base.text_encoder_2.config.projection_dim
+    wanted = config.projection_class_embeddings_input_dim
+    given = 6 * (config.addition_time_embed_dim or 0) + pooled
+    if config.addition_embed_type != "text_time" or wanted != given:
+        raise UserError(f"{folder}: the UNet takes {wanted} numbers of pooled text, size and crop; SDXL gives {given}.")
 
 
 def _read_json(path: Path, lacks: str) -> dict[str, Any]:
@@ -304,6 +356,13 @@ def _read_json(path: Path, lacks: str) -> dict[str, Any]:
     return found
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
+__all__ = [
+    "DTYPES",
+    "Base",
+    "base_of",
+    "find_base",
+    "load_base",
+    "no_progress_bar",
+    "resolve_device",
+    "resolve_precision",
+]

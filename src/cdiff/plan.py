@@ -5,14 +5,25 @@ from __future__ import annotations
 from cdiff.cost import cost
 from cdiff.schema import Config
 
+NO_RUN_FOLDER = ("pretrain", "export", "concept", "doctor")
+
 
 def plan(cfg: Config) -> dict[str, str]:
     """Rows of the plan: what would be read, trained, drawn and written."""
     rows = {"task": cfg.task, "model": f"{cfg.model.name} ({cfg.model.path}), {cfg.model.resolution} px"}
-    of_task = {"train": _train, "sample": _sample, "evaluate": _evaluate, "merge": _merge, "pretrain": _pretrain}
-    of_task["report"] = _report
+    of_task = {
+        "train": _train,
+        "sample": _sample,
+        "evaluate": _evaluate,
+        "merge": _merge,
+        "report": _report,
+        "export": _export,
+        "concept": _concept,
+        "doctor": _doctor,
+        "pretrain": _pretrain,
+    }
     rows |= of_task[cfg.task](cfg)
-    return rows if cfg.task == "pretrain" else rows | {"run folder": f"{cfg.output}/"}
+    return rows if cfg.task in NO_RUN_FOLDER else rows | {"run folder": f"{cfg.output}/"}
 
 
 def own_prompts(concepts: int) -> int:
@@ -84,6 +95,27 @@ def _report(cfg: Config) -> dict[str, str]:
         "files": f"report.html (pictures of at most {cfg.report.megabytes:g} MB), runs.csv, settings.csv, table.md, "
         "table.tex, run.json, log.txt",
     }
+
+
+def _export(cfg: Config) -> dict[str, str]:
+    folder = cfg.export.folder or f"{_listed(cfg.run)}/export/{cfg.format}"
+    rows = {"run": _listed(cfg.run), "format": cfg.format, "files": f"{folder}/ with export.json"}
+    if cfg.format in ("lora", "kohya"):
+        by = f"at most {cfg.export.tolerance:g} of each layer's change left out" if cfg.export.tolerance else "exact"
+        rows["rank"] = str(cfg.export.rank or by)
+    if cfg.format == "hub":
+        rows["hub"] = (
+            f"uploaded to {cfg.repo}" if cfg.push else f"nothing is uploaded (push=true uploads to {cfg.repo})"
+        )
+    return rows
+
+
+def _concept(cfg: Config) -> dict[str, str]:
+    return {"pictures": str(cfg.images), "files": f"{cfg.output}/concept/{cfg.name}.yaml and a contact sheet beside it"}
+
+
+def _doctor(cfg: Config) -> dict[str, str]:
+    return {"looks at": "versions, GPU, precisions, caches, the hub, wandb"}
 
 
 def _evaluate(cfg: Config) -> dict[str, str]:

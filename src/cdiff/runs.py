@@ -50,6 +50,8 @@ NOT_A_SETTING = (
     "evaluate.",
     "sweep.",
     "report.",
+    "resume.",
+    "checkpoints.",
 )
 PROBES, PHRASES_FILE = "probes", "phrases.npz"  # in a run's folder: what cdiff.probes writes
 log = logging.getLogger("cdiff")

@@ -25,13 +25,12 @@ from cdiff.schema import SamplerConfig
 from cdiff.tokens import PromptEncoder
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 log = logging.getLogger("cdiff")
 
 SCHEDULERS = {"ddim": DDIMScheduler, "dpmpp": DPMSolverMultistepScheduler}
 DECODE_PIXELS = 4 * 512 * 512  # decoded at once: the VAE needs far more memory a pixel than the UNet
-TEXT_BATCH = 64
 
 Progress = Callable[[int], None]  # told the number of sampler steps just done
 
@@ -74,24 +73,32 @@ def make_sampler(base: Base, conf: SamplerConfig) -> DDIMScheduler | DPMSolverMu
     return SCHEDULERS[conf.name].from_config(base.scheduler.config, clip_sample=False)
 
 
-def make_pipeline(base: Base, conf: SamplerConfig) -> StableDiffusionPipeline:
+def make_pipeline(base: Base, conf: SamplerConfig) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
     """diffusers' pipeline around the base's parts, without a safety checker."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # this import warns that torchvision is missing; nothing here needs it
     try:
-        from diffusers import StableDiffusionPipeline
+        from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
     finally:
         transformers_logging.set_verbosity(verbosity)
-    pipe = StableDiffusionPipeline(
-        vae=base.vae,
-        text_encoder=base.text_encoder,
-        tokenizer=base.tokenizer,
-        unet=base.unet,
-        scheduler=make_sampler(base, conf),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    parts = {
+        "vae": base.vae,
+        "text_encoder": base.text_encoder,
+        "tokenizer": base.tokenizer,
+        "unet": base.unet,
+        "scheduler": make_sampler(base, conf),
+        "feature_extractor": None,
+    }
+    if base.is_sdxl:
+        pipe = StableDiffusionXLPipeline(
+            **parts,
+            text_encoder_2=base.text_encoder_2,
+            tokenizer_2=base.tokenizer_2,
+            force_zeros_for_empty_prompt=base.zero_empty_prompt,
+            add_watermarker=False,
+        )
+    else:
+        pipe = StableDiffusionPipeline(**parts, safety_checker=None, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -130,16 +137,17 @@ def sample(
     with _inference(base):
         prompts = {request.prompt for request in requests} | {conf.negative_prompt}
         embeds = _embed(prompts, encoder or PromptEncoder(base))
+        if base.zero_empty_prompt and "" in embeds:  # of no request: an empty prompt would be refused before
+            embeds[""] = {name: torch.zeros_like(value) for name, value in embeds[""].items()}
         latents = []
         for start in range(0, len(requests), conf.batch_size):
             batch = requests[start : start + conf.batch_size]
             generators = [torch.Generator().manual_seed(request.seed) for request in batch]
             # Noise in fp32 whatever the precision, so that a seed means the same noise everywhere.
             noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-            negative = embeds[conf.negative_prompt].expand(len(batch), -1, -1) if guided else None
             latents += pipe(
-                prompt_embeds=torch.stack([embeds[request.prompt] for request in batch]),
-                negative_prompt_embeds=negative,
+                **_stacked([embeds[request.prompt] for request in batch], ""),
+                **_stacked([embeds[conf.negative_prompt]] * len(batch) if guided else [], "negative_"),
                 height=side,
                 width=side,
                 num_inference_steps=conf.steps,
@@ -150,7 +158,8 @@ def sample(
                 output_type="latent",
                 callback_on_step_end=after_step,
             ).images.unbind()
-        at_once = max(1, DECODE_PIXELS // side**2)
+        # Never more than are drawn at once: with sampler.batch_size=1 an image is bit for bit the stock pipeline's.
+        at_once = min(conf.batch_size, max(1, DECODE_PIXELS // side**2))
         return [
             image
             for start in range(0, len(latents), at_once)
@@ -177,17 +186,26 @@ def decode(base: Base, latents: torch.Tensor) -> list[Image.Image]:
             f"The model {base.path} drew images that aren't finite numbers; draw again with precision=fp32, "
             "or train with a lower optimizer.learning_rate if that doesn't help."
         )
-    levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    levels = ((pixels * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)  # in the very steps of diffusers
     return [Image.fromarray(image) for image in levels.permute(0, 2, 3, 1).cpu().numpy()]
 
 
-def _embed(prompts: set[str], encoder: PromptEncoder) -> dict[str, torch.Tensor]:
-    """Hidden states (L, D) of each prompt, each encoded once."""
-    ordered = sorted(prompts)
-    hidden: list[torch.Tensor] = []
-    for start in range(0, len(ordered), TEXT_BATCH):
-        hidden += encoder.encode_sample(ordered[start : start + TEXT_BATCH]).hidden.unbind()
-    return dict(zip(ordered, hidden, strict=True))
+def _embed(prompts: set[str], encoder: PromptEncoder) -> dict[str, dict[str, torch.Tensor]]:
+    """What the pipeline takes of each prompt, each encoded once: `prompt_embeds` (L, D), of SDXL
+    `pooled_prompt_embeds` (P,) too."""
+    found = {}
+    for prompt in sorted(prompts):
+        encoded = encoder.encode_sample([prompt])  # alone, so that other prompts of the batch change no bit of it
+        found[prompt] = {"prompt_embeds": encoded.hidden[0]}
+        if encoded.pooled is not None:
+            found[prompt]["pooled_prompt_embeds"] = encoded.pooled[0]
+    return found
+
+
+def _stacked(embeds: Sequence[dict[str, torch.Tensor]], prefix: str) -> dict[str, torch.Tensor]:
+    """The pipeline's arguments of a batch; none for no prompts."""
+    names = embeds[0] if embeds else ()
+    return {prefix + name: torch.stack([own[name] for own in embeds]) for name in names}
 
 
 @contextmanager
@@ -211,10 +229,17 @@ def _inference(base: Base) -> Iterator[None]:
     ]
     training = unet.training
     unet.eval()
+    # On a CPU torch computes a linear layer in other steps where its weight may take a gradient, though none is asked
+    # for: the last bits differ. A stock pipeline's weights may, so ours do while they draw.
+    frozen = [parameter for model in base.models() for parameter in model.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
     try:
         with mixed:
             yield
     finally:
         unet.train(training)
+        for parameter in frozen:
+            parameter.requires_grad_(False)
         for hook in hooks:
             hook.remove()

@@ -26,17 +26,18 @@ METHODS = {  # method -> what its method.train_unet may be
     "dreambooth": ("all",),
     "lora": ("lora",),
 }
-TASKS = ("train", "sample", "evaluate", "merge", "report", "pretrain")
+TASKS = ("train", "sample", "evaluate", "merge", "report", "export", "concept", "doctor", "pretrain")
 
 
 @dataclass
 class ModelConfig:
-    """A base model: a folder or hub id that holds a Stable Diffusion pipeline."""
+    """A base model: a folder, hub id or single-file checkpoint of a Stable Diffusion (1.x, 2.x, XL)."""
 
     name: str = "pocket"
     path: str = "pocket"  # "pocket" is the base shipped in the package; else a folder or a hub id
     revision: str | None = None
-    variant: str | None = None
+    variant: str | None = None  # of the weight files: fp16 for diffusion_pytorch_model.fp16.safetensors
+    config: str | None = None  # single-file checkpoints: a folder or hub id with the model's configuration files
     world: str = "pocket"  # which of a concept's sources this model sees: pocket | photo
     resolution: int = 128
 
@@ -87,6 +88,7 @@ class AugmentConfig:
     shrink_min: float = 1 / 3
     zoom_min: float = 1.2
     zoom_max: float = 1.4
+    background: float = 0.0  # weight of the loss outside a picture's mask, where it has one
     views: int | None = None  # different augmented views encoded ahead; null: one for each training sample
 
 
@@ -96,6 +98,7 @@ class TrainConfig:
     batch_size: int = 2
     gradient_accumulation_steps: int = 1
     max_grad_norm: float = 1.0
+    captions: bool = True  # captions beside the pictures stand in the templates' place
     prompt_templates: str = "object"  # templates of captions: object | plain | a list in a file
     log_every: int = 10
     skip_not_finite: int = 0  # steps whose loss or gradient is not finite that are left out; one more stops the run
@@ -164,6 +167,17 @@ class MergeConfig:
     rename: bool = False  # give later runs other tokens where two share one
     captions: str | None = None  # a file of general captions, one a line, to be kept as the base draws them
     prompts: list[str] = field(default_factory=list)  # of the concepts, {} for "<new1> dog"; empty: a built-in list
+
+
+@dataclass
+class ExportConfig:
+    """How a finished run is written for other tools (cdiff.export)."""
+
+    folder: str | None = None  # where to; null: RUN/export/FORMAT
+    rank: int | None = None  # lora, kohya: of every layer; null: by `tolerance`, and without one exact
+    tolerance: float | None = None  # lora, kohya: the relative error that no layer may exceed
+    precision: str = "fp32"  # of the weights written: fp32 | fp16
+    images: int = 4  # hub: at most so many of the run's pictures on the model card
 
 
 @dataclass
@@ -304,6 +318,11 @@ class Config:
     report: ReportConfig = field(default_factory=ReportConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     merge: MergeConfig = field(default_factory=MergeConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    format: str = "diffusers"  # task=export: diffusers | lora | kohya | release | hub
+    repo: str | None = None  # format=hub: owner/name on the hub
+    push: bool = False  # format=hub: upload the folder; false: write it, and nothing else
+    class_word: str | None = None  # task=concept: of the concept that images= shows
     runs: list[str] = field(default_factory=list)  # what task=merge merges: folders of runs, or of adapters
     run: Any = "latest"  # latest | a run's folder | a list of folders | base (the untouched base model)
     images: str | None = None  # task=evaluate: a folder of anybody's images instead of a run

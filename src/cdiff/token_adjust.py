@@ -54,12 +54,18 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
 
 
 def class_vector(base: Base, class_word: str) -> Tensor:
-    """The embedding of the class word in the base's own table, (D,) fp32; of several tokens their mean."""
-    ids = base.tokenizer(class_word, add_special_tokens=False).input_ids
-    if not ids or base.tokenizer.unk_token_id in ids:
-        raise UserError(f"sampler.token_adjust: the class word '{class_word}' is not in the base model's vocabulary.")
-    table = base.text_encoder.get_input_embeddings().weight
-    return table[torch.tensor(ids, device=table.device)].detach().float().mean(dim=0)
+    """The embedding of the class word in the base's own table, (D,) fp32; of several tokens their mean; of several
+    text encoders all of them, joined."""
+    parts = []
+    for tokenizer, text_encoder in base.encoders:
+        ids = tokenizer(class_word, add_special_tokens=False).input_ids
+        if not ids or tokenizer.unk_token_id in ids:
+            raise UserError(
+                f"sampler.token_adjust: the class word '{class_word}' is not in the base model's vocabulary."
+            )
+        table = text_encoder.get_input_embeddings().weight
+        parts.append(table[torch.tensor(ids, device=table.device)].detach().float().mean(dim=0))
+    return torch.cat(parts)
 
 
 def adjust_tokens(
@@ -80,7 +86,8 @@ def adjust_tokens(
                 "sample without it, or name class_word in adapter.json."
             )
         towards = class_vector(base, class_words[token]).to(vector.device)
-        found[token] = adjusted(vector.detach(), towards, conf.alpha, conf.beta)
+        pairs = zip(vector.detach().split(base.token_widths), towards.split(base.token_widths), strict=True)
+        found[token] = torch.cat([adjusted(own, word, conf.alpha, conf.beta) for own, word in pairs])
     return found
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cdiff.adapter import install_tokens
+from cdiff.adapter import install_tokens, split_tokens
 from cdiff.concepts import RARE_TOKENS
 from cdiff.errors import UserError
 
@@ -39,14 +39,20 @@ class HasToken(Protocol):
 
 @dataclass(frozen=True)
 class Encoded:
-    """Prompts after the text encoder: `hidden` (B, L, D) past the final layer norm, `ids` (B, L)."""
+    """Prompts after the text encoder: what the UNet reads, and what the semantic preservation loss reads.
 
-    hidden: Tensor
-    ids: Tensor
+    Of SDXL `hidden` is both encoders' last layer but one, joined, and `pooled` the second one's projected feature.
+    """
+
+    hidden: Tensor  # (B, L, D), past the final layer norm but for SDXL
+    ids: Tensor  # (B, L) of the first tokenizer; the others differ from it in padding alone
+    states: tuple[Tensor, ...]  # (B, L, D_i) of each text encoder, past its final layer norm
+    pooled: Tensor | None = None  # (B, P), SDXL
 
 
 def add_tokens(base: Base, concepts: Iterable[HasToken], seed: int = 0) -> nn.Parameter:
-    """Add each concept's token to the tokenizer; return its embeddings, (tokens, D) fp32, on the base's device.
+    """Add each concept's token to the tokenizer; return its embeddings, (tokens, D) fp32, on the base's device. With
+    two text encoders (SDXL) a row is both encoders' rows, one after the other.
 
     A row starts from what `initializer` says: "class_word", any word, or several, whose mean it is ("dog, cat"; a word
     of several tokens is the mean of these); or "random", by `seed`, with the mean and deviation of the table's words.
@@ -59,12 +65,14 @@ def add_tokens(base: Base, concepts: Iterable[HasToken], seed: int = 0) -> nn.Pa
     if not concepts:
         raise UserError("there is no concept to add a token for: choose one with concept=NAME.")
     for concept in concepts:
-        check_new_token(base.tokenizer, concept.token)
+        for tokenizer, _ in base.encoders:
+            check_new_token(tokenizer, concept.token)
     tokens = [concept.token for concept in concepts]
     if len(set(map(str.lower, tokens))) < len(tokens):
         raise UserError(f"two concepts share a token ({', '.join(tokens)}): give each its own concept.token.")
     rows = torch.stack([_initial_row(base, concept, seed) for concept in concepts])
-    base.tokenizer.add_tokens(tokens)
+    for tokenizer, _ in base.encoders:
+        tokenizer.add_tokens(tokens)
     return nn.Parameter(rows)
 
 
@@ -78,15 +86,23 @@ def check_new_token(tokenizer, token: str) -> None:
 
 
 def _initial_row(base: Base, concept: HasToken, seed: int) -> Tensor:
-    """The embedding a new token starts from, (D,) fp32."""
-    table = base.text_encoder.get_input_embeddings().weight.detach()
-    if concept.initializer == "random":
-        return _random_row(table, f"{seed}/{concept.token}")
+    """The embedding a new token starts from in every text encoder, joined, (D,) fp32."""
+    parts = []
+    for place, (tokenizer, text_encoder) in enumerate(base.encoders):
+        table = text_encoder.get_input_embeddings().weight.detach()
+        key = f"{seed}/{concept.token}" + (f"/{place}" if place else "")
+        random = concept.initializer == "random"
+        parts.append(_random_row(table, key) if random else _row_of_words(tokenizer, table, concept))
+    return torch.cat(parts)
+
+
+def _row_of_words(tokenizer, table: Tensor, concept: HasToken) -> Tensor:
+    """The mean of the initializer's words in a table (V, D)."""
     text = concept.class_word if concept.initializer == "class_word" else concept.initializer
     words = text.replace(",", " ").split()
-    ids = [_pieces(base.tokenizer, word) for word in words]
+    ids = [_pieces(tokenizer, word) for word in words]
     for word, pieces in zip(words, ids, strict=True):
-        if not pieces or base.tokenizer.unk_token_id in pieces:
+        if not pieces or tokenizer.unk_token_id in pieces:
             raise UserError(
                 f"the initializer '{word}' of {concept.token} is not in the base model's vocabulary; "
                 "choose a known word with concept.initializer=WORD."
@@ -120,7 +136,8 @@ def write_rows(base: Base, rows: Tensor, tokens: Sequence[str]) -> None:
     The table grows as needed (its old rows stay bit-identical) and the rows take the base's dtype.
     """
     vectors = {token: row.detach() for token, row in zip(tokens, rows, strict=True)}
-    install_tokens(base.tokenizer, base.text_encoder, vectors, replace=True)
+    for (tokenizer, text_encoder), own in zip(base.encoders, split_tokens(base, vectors), strict=True):
+        install_tokens(tokenizer, text_encoder, own, replace=True)
 
 
 class PromptEncoder:
@@ -131,24 +148,97 @@ class PromptEncoder:
     """
 
     def __init__(self, base: Base, rows: Tensor | None = None) -> None:
-        self.tokenizer = base.tokenizer
-        self.text_encoder = base.text_encoder
         self.device = base.device
         self.rows = rows
-        self.table = base.text_encoder.get_input_embeddings().weight
-        self.table_name = next(n for n, p in base.text_encoder.named_parameters() if p is self.table)
-        self.first_new_id = len(base.tokenizer) - (0 if rows is None else rows.shape[0])
-        if self.first_new_id > self.table.shape[0]:
-            raise ValueError("the tokenizer has tokens that neither the table nor `rows` holds an embedding of")
-        self.length = min(base.tokenizer.model_max_length, base.text_encoder.config.max_position_embeddings)
+        self.widths = base.token_widths
+        self.towers = [TextTower(*pair, 0 if rows is None else rows.shape[0]) for pair in base.encoders]
+        first = self.towers[0]
+        self.tokenizer, self.text_encoder, self.table = first.tokenizer, first.text_encoder, first.table
+        self.first_new_id, self.length = first.first_new_id, first.length
         self.bos_id = base.tokenizer.bos_token_id
-        self.eos_id = base.tokenizer.eos_token_id
-        self._tokenized: dict[str, list[int]] = {}
+        self.eos_id = first.eos_id
         self._constants: dict[str, Encoded] = {}
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids (B, L) on the device, padded to the model's length; what does not fit is cut, with a warning."""
-        return torch.tensor([self._ids(prompt) for prompt in prompts], device=self.device)
+        return self.towers[0].tokenize(prompts, self.device)
+
+    def encode(self, *lists: Sequence[str]) -> list[Encoded]:
+        """Encode several lists of prompts in one pass of the text encoder; the gradient reaches the new rows."""
+        sizes = [len(prompts) for prompts in lists]
+        found = self._forward([prompt for prompts in lists for prompt in prompts])
+        states = list(zip(*(state.split(sizes) for state in found.states), strict=True))
+        pooled = [None] * len(sizes) if found.pooled is None else found.pooled.split(sizes)
+        parts = zip(found.hidden.split(sizes), found.ids.split(sizes), states, pooled, strict=True)
+        return [Encoded(*part) for part in parts]
+
+    @torch.no_grad()
+    def encode_sample(self, prompts: Sequence[str]) -> Encoded:
+        """Encode prompts for sampling: no gradient, the rows as they are now."""
+        return self.encode(prompts)[0]
+
+    @torch.no_grad()
+    def constant(self, prompts: Sequence[str]) -> Encoded:
+        """Encode prompts without new tokens, once each: the class phrases of SPL, the empty prompt of guidance.
+
+        While the text encoder itself trains nothing is constant, and nothing is remembered.
+        """
+        if any(p.requires_grad for tower in self.towers for p in tower.text_encoder.parameters()):
+            self._constants.clear()
+        for prompt in dict.fromkeys(prompts):
+            if prompt in self._constants:
+                continue
+            if self.rows is not None and bool((self.tokenize([prompt]) >= self.first_new_id).any()):
+                raise ValueError(f"'{prompt}' holds a token that trains: it is not a constant")
+            self._constants[prompt] = self._forward([prompt])
+        found = [self._constants[prompt] for prompt in prompts]
+        return Encoded(
+            hidden=torch.cat([each.hidden for each in found]),
+            ids=torch.cat([each.ids for each in found]),
+            states=tuple(torch.cat(own) for own in zip(*(each.states for each in found), strict=True)),
+            pooled=None if found[0].pooled is None else torch.cat([each.pooled for each in found]),
+        )
+
+    def feature(self, encoded: Encoded, kind: str = "eos") -> Tensor:
+        """One feature vector a prompt in the first text encoder, (B, D). See `feature_positions` for `kind`."""
+        return self.features(encoded, kind)[0]
+
+    def features(self, encoded: Encoded, kind: str = "eos") -> list[Tensor]:
+        """The feature of each text encoder, (B, D_i)."""
+        return read_features(encoded.states, feature_positions(encoded.ids, self.eos_id, kind))
+
+    def _forward(self, prompts: Sequence[str]) -> Encoded:
+        """All prompts through all text encoders."""
+        rows = [None] * len(self.towers) if self.rows is None else self.rows.split(self.widths, dim=1)
+        ids = [tower.tokenize(prompts, self.device) for tower in self.towers]
+        several = len(self.towers) > 1
+        outputs = [tower.forward(i, own, several) for tower, i, own in zip(self.towers, ids, rows, strict=True)]
+        states = tuple(output.last_hidden_state for output in outputs)
+        if not several:
+            return Encoded(states[0], ids[0], states)
+        hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+        last = self.towers[-1]
+        ends = read_features(states[-1:], eos_positions(ids[-1], last.eos_id))[0]
+        return Encoded(hidden, ids[0], states, last.text_encoder.text_projection(ends))
+
+
+class TextTower:
+    """One text encoder with its tokenizer."""
+
+    def __init__(self, tokenizer, text_encoder: nn.Module, new: int) -> None:
+        self.tokenizer, self.text_encoder = tokenizer, text_encoder
+        self.table = text_encoder.get_input_embeddings().weight
+        self.table_name = next(n for n, p in text_encoder.named_parameters() if p is self.table)
+        self.first_new_id = len(tokenizer) - new
+        if self.first_new_id > self.table.shape[0]:
+            raise ValueError("the tokenizer has tokens that neither the table nor `rows` holds an embedding of")
+        self.length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+        self.eos_id = tokenizer.eos_token_id
+        self._tokenized: dict[str, list[int]] = {}
+
+    def tokenize(self, prompts: Sequence[str], device: torch.device) -> Tensor:
+        """Ids (B, L)."""
+        return torch.tensor([self._ids(prompt) for prompt in prompts], device=device)
 
     def _ids(self, prompt: str) -> list[int]:
         known = self._tokenized.get(prompt)
@@ -164,60 +254,31 @@ class PromptEncoder:
         self._tokenized[prompt] = ids + [self.tokenizer.pad_token_id] * (self.length - len(ids))
         return self._tokenized[prompt]
 
-    def encode(self, *lists: Sequence[str]) -> list[Encoded]:
-        """Encode several lists of prompts in one pass of the text encoder; the gradient reaches the new rows."""
-        ids = self.tokenize([prompt for prompts in lists for prompt in prompts])
-        hidden = self._forward(ids)
-        sizes = [len(prompts) for prompts in lists]
-        return [Encoded(h, i) for h, i in zip(hidden.split(sizes), ids.split(sizes), strict=True)]
-
-    @torch.no_grad()
-    def encode_sample(self, prompts: Sequence[str]) -> Encoded:
-        """Encode prompts for sampling: no gradient, the rows as they are now."""
-        return self.encode(prompts)[0]
-
-    @torch.no_grad()
-    def constant(self, prompts: Sequence[str]) -> Encoded:
-        """Encode prompts without new tokens, once each: the class phrases of SPL, the empty prompt of guidance.
-
-        While the text encoder itself trains nothing is constant, and nothing is remembered.
-        """
-        if any(parameter.requires_grad for parameter in self.text_encoder.parameters()):
-            self._constants.clear()
-        for prompt in dict.fromkeys(prompts):
-            if prompt in self._constants:
-                continue
-            ids = self.tokenize([prompt])
-            if self.rows is not None and bool((ids >= self.first_new_id).any()):
-                raise ValueError(f"'{prompt}' holds a token that trains: it is not a constant")
-            self._constants[prompt] = Encoded(self._forward(ids), ids)
-        found = [self._constants[prompt] for prompt in prompts]
-        return Encoded(torch.cat([e.hidden for e in found]), torch.cat([e.ids for e in found]))
-
-    def feature(self, encoded: Encoded, kind: str = "eos") -> Tensor:
-        """One feature vector a prompt, (B, D). See `feature_positions` for `kind`."""
-        positions = feature_positions(encoded.ids, self.eos_id, kind)
-        return encoded.hidden[torch.arange(len(positions), device=positions.device), positions]
-
-    def _forward(self, ids: Tensor) -> Tensor:
-        """ids (B, L) -> hidden states (B, L, D) after the final layer norm.
+    def forward(self, ids: Tensor, rows: Tensor | None, all_layers: bool):
+        """ids (B, L) -> the encoder's output, with `all_layers` the hidden states of all layers in it.
 
         The gathered embeddings stand in for the table and every position looks up its own row: the encoder takes no
         embeddings directly, and a concatenated table would be copied, and differentiated, whole at every step.
         """
         positions = torch.arange(ids.numel(), device=ids.device).view_as(ids)
-        embeddings = self._embed(ids).flatten(0, 1)
-        output = functional_call(self.text_encoder, {self.table_name: embeddings}, (), {"input_ids": positions})
-        return output.last_hidden_state
+        embeddings = self._embed(ids, rows).flatten(0, 1)
+        named = {"input_ids": positions, "output_hidden_states": all_layers}
+        return functional_call(self.text_encoder, {self.table_name: embeddings}, (), named)
 
-    def _embed(self, ids: Tensor) -> Tensor:
+    def _embed(self, ids: Tensor, rows: Tensor | None) -> Tensor:
         """Token embeddings (B, L, D) in the table's dtype: frozen rows from the table, new ones from `rows`."""
         frozen = nn.functional.embedding(ids.clamp(max=self.table.shape[0] - 1), self.table)
-        if self.rows is None:
+        if rows is None:
             return frozen
         index = (ids - self.first_new_id).clamp(min=0)
-        new = nn.functional.embedding(index, self.rows.to(self.table.dtype))
+        new = nn.functional.embedding(index, rows.to(self.table.dtype))
         return torch.where((ids >= self.first_new_id).unsqueeze(-1), new, frozen)
+
+
+def read_features(states: Sequence[Tensor], positions: Tensor) -> list[Tensor]:
+    """The rows of hidden states (B, L, D_i) at positions (B,)."""
+    own = torch.arange(len(positions), device=positions.device)
+    return [state[own, positions] for state in states]
 
 
 def eos_positions(ids: Tensor, eos_id: int) -> Tensor:

@@ -211,8 +211,11 @@ def test_folders_without_a_usable_picture(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(UserError, match="inner"):
         read_folder(tmp_path)
-    with pytest.raises(UserError, match="not a folder"):
+    with pytest.raises(UserError, match=r"names .*x, which is not there"):
         read_folder(tmp_path / "a.txt")
+    (tmp_path / "a.md").write_text("x")
+    with pytest.raises(UserError, match="not a folder"):
+        read_folder(tmp_path / "a.md")
     bad_files(tmp_path)
     with pytest.raises(UserError, match=r"can be used.*7 more"):
         read_folder(tmp_path)

@@ -17,8 +17,8 @@ import torch
 from cdiff.errors import UserError
 from cdiff.pocket.pretrain import run_stage
 from cdiff.pocket.pretrain.loop import SETTLE, average_gradients, fit
-from cdiff.pocket.pretrain.vae import LATENT_CHANNELS
 from cdiff.pocket.pretrain.tokenizer import build_tokenizer
+from cdiff.pocket.pretrain.vae import LATENT_CHANNELS
 
 COMMON = {"steps": 2, "batch_size": 4, "learning_rate": 1e-3}
 TOWER = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -308,7 +308,8 @@ class Slow:
 
 def run_slow(model: Slow, minutes: float | None, **settings) -> tuple[int, float]:
     start = time.time()
-    _, steps = fit(model.module, model.draw, model.loss_of, {"learning_rate": 0.1} | settings, minutes, lambda line: None)
+    settings = {"learning_rate": 0.1} | settings
+    _, steps = fit(model.module, model.draw, model.loss_of, settings, minutes, lambda line: None)
     return steps, time.time() - start
 
 

@@ -4,7 +4,8 @@
     adapter/pytorch_lora_weights.safetensors               or a LoRA of the UNet, in diffusers' LoRA format
     adapter/full_unet.safetensors                          or every weight of the UNet (DreamBooth), by its own names
     adapter/full_text_encoder.safetensors                  the text encoder's, where it trained, but for its word table
-    adapter/<new1>.safetensors                             one a token, the textual-inversion format {token: vector}
+    adapter/<new1>.safetensors                             one a token, the textual-inversion format {token: vector};
+                                                           of SDXL {"clip_l": vector, "clip_g": vector}
     adapter/adapter.json                                   base model, tokens, class words, method, versions
 
 Weights go straight into the base's own, with or without PEFT: diffusers' `load_attn_procs` leaves Custom Diffusion's
@@ -12,11 +13,12 @@ out without a word. Also read: the `.bin` files of diffusers and of the ClassDif
 safetensors bytes.
 """
 
-from cdiff.adapter.applying import apply_adapter, check_tokens, install_tokens, match_unet
+from cdiff.adapter.applying import apply_adapter, check_tokens, install_tokens, match_unet, split_tokens
 from cdiff.adapter.formats import (
     INFO_FILE,
     LORA_FILE,
     TEXT_FILE,
+    TOKEN_PARTS,
     UNET_FILE,
     WHOLE_UNET_FILE,
     Adapter,
@@ -32,6 +34,7 @@ __all__ = [
     "INFO_FILE",
     "LORA_FILE",
     "TEXT_FILE",
+    "TOKEN_PARTS",
     "UNET_FILE",
     "WHOLE_UNET_FILE",
     "Adapter",
@@ -46,4 +49,5 @@ __all__ = [
     "parameter_name",
     "read_tensors",
     "save_adapter",
+    "split_tokens",
 ]

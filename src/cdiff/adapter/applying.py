@@ -26,11 +26,29 @@ def apply_adapter(base: Base, adapter: Adapter) -> None:
         UserError: names the layer that is missing, the tensor that does not fit, or the token that is taken.
     """
     pairs = match_unet(base.unet, adapter) + match_text_encoder(base.text_encoder, adapter)
-    check_tokens(base.tokenizer, base.text_encoder, adapter.tokens, replace=False)
+    parts = split_tokens(base, adapter.tokens)
+    for (tokenizer, text_encoder), vectors in zip(base.encoders, parts, strict=True):
+        check_tokens(tokenizer, text_encoder, vectors, replace=False)
     with torch.no_grad():
         for parameter, value in pairs:
             parameter.copy_(value)
-    install_tokens(base.tokenizer, base.text_encoder, adapter.tokens)
+    for (tokenizer, text_encoder), vectors in zip(base.encoders, parts, strict=True):
+        install_tokens(tokenizer, text_encoder, vectors)
+
+
+def split_tokens(base: Base, vectors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Token vectors (D,) as the rows of each text encoder of the base: {token: (D_i,)} for each.
+
+    Raises:
+        UserError: a vector that is not as wide as the base's text encoders together.
+    """
+    widths = base.token_widths
+    for token, vector in vectors.items():
+        if tuple(vector.shape) != (sum(widths),):
+            words = " + ".join(map(str, widths))
+            raise UserError(f"the vector of {token} has {vector.numel()} numbers, this base model's words {words}.")
+    rows = {token: vector.split(widths) for token, vector in vectors.items()}
+    return [{token: parts[place] for token, parts in rows.items()} for place in range(len(widths))]
 
 
 def match_unet(unet: nn.Module, adapter: Adapter) -> Pairs:

@@ -17,6 +17,7 @@ LORA_FILE = "pytorch_lora_weights"
 WHOLE_UNET_FILE = "full_unet"
 TEXT_FILE = "full_text_encoder"
 INFO_FILE = "adapter.json"
+TOKEN_PARTS = ("clip_l", "clip_g")  # a token's rows in SDXL's two text encoders, as other tools name them
 FORMAT = 1
 
 # What the UNet tensors of an adapter are -> the file that holds them.
@@ -28,7 +29,7 @@ LORA_KEY = re.compile(r"unet\.(?P<layer>.+)\.(?:lora\.(?P<old>down|up)\.weight|l
 
 @dataclass
 class Adapter:
-    """What an adapter holds, on the CPU. `tokens` maps "<new1>" to its vector (D,).
+    """What an adapter holds, on the CPU. `tokens` maps "<new1>" to its vector (D,), of SDXL both encoders' rows joined.
 
     `unet` by `kind`: "custom_diffusion" (diffusers' names of K and V, with `crossattn` of Q and the output),
     "lora" (`unet.LAYER.lora.down.weight` (r, in) and `.up.weight` (out, r), whose product is added as it is),

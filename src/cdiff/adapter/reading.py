@@ -20,6 +20,7 @@ from cdiff.adapter.formats import (
     LORA_FILE,
     LORA_KEY,
     TEXT_FILE,
+    TOKEN_PARTS,
     WHOLE_UNET_FILE,
     Adapter,
     check_token_name,
@@ -215,6 +216,10 @@ def _finite_tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]
 def _sort_tensors(content: Mapping[str, Tensor], path: Path) -> Adapter:
     """Tell Custom Diffusion weights from token vectors; anything else is an error."""
     adapter = Adapter({}, {}, {}, path)
+    if set(content) == set(TOKEN_PARTS) and all(value.ndim == 1 or len(value) == 1 for value in content.values()):
+        check_token_name(path.stem)
+        adapter.tokens[path.stem] = torch.cat([content[name].reshape(-1) for name in TOKEN_PARTS])
+        return adapter
     for name, value in content.items():
         if parameter_name(name):
             adapter.unet[name] = value

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cdiff.adapter.formats import FILES, FORMAT, INFO_FILE, TEXT_FILE, check_token_name, kind_of
+from cdiff.adapter.formats import FILES, FORMAT, INFO_FILE, TEXT_FILE, TOKEN_PARTS, check_token_name, kind_of
 from cdiff.errors import UserError
 from cdiff.storage import as_os_error, whole_folder
 
@@ -26,8 +26,9 @@ def save_adapter(
     """Write an adapter folder: all of it or nothing. An adapter already there is replaced at the end.
 
     unet_weights: named as in Adapter.unet (Trainables.unet_state), which tells the kind; may be empty. token_rows:
-    {"<new1>": (D,)}. info: JSON values for adapter.json (base model, method, concepts with their class words); tokens,
-    counts and versions are added. Tensors keep their dtype.
+    {"<new1>": (D,)}, of SDXL both encoders' rows joined, whose widths info["token_widths"] tells. info: JSON values
+    for adapter.json (base model, method, concepts with their class words); tokens, counts and versions are added.
+    Tensors keep their dtype.
 
     Raises:
         UserError: the place can't be written, or a token can't name a file.
@@ -53,7 +54,7 @@ def _write_files(
             # diffusers and transformers ask for the framework's name before they open a file
             save_file(_plain(tensors), folder / f"{stem}.safetensors", metadata={"format": "pt"})
     for token, vector in tokens.items():
-        save_file(_plain({token: vector.reshape(-1)}), folder / f"{token}.safetensors")
+        save_file(_plain(_token_tensors(token, vector, info)), folder / f"{token}.safetensors")
     content = {
         "format": FORMAT,
         **info,
@@ -63,6 +64,14 @@ def _write_files(
         "versions": {**_versions(), **info.get("versions", {})},
     }
     (folder / INFO_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _token_tensors(token: str, vector: Tensor, info: Mapping[str, Any]) -> dict[str, Tensor]:
+    """One vector, or of a base with two text encoders (info["token_widths"]) one for each."""
+    widths = info.get("token_widths") or []
+    if len(widths) < 2:
+        return {token: vector.reshape(-1)}
+    return dict(zip(TOKEN_PARTS, vector.reshape(-1).split(widths), strict=True))
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

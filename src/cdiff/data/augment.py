@@ -65,28 +65,48 @@ def sample_view(index: int, seed: int | str, picture_count: int, resolution: int
     return View(picture, side / resolution, left, top, flip, prefix, crop)
 
 
-def apply_view(image: Image.Image, view: View, resolution: int, factor: int) -> tuple[torch.Tensor, torch.Tensor]:
+def apply_view(
+    image: Image.Image,
+    view: View,
+    resolution: int,
+    factor: int,
+    weights: Image.Image | None = None,
+    background: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixels and loss mask of one view.
 
-    image: RGB; factor: pixels a latent cell is wide. Returns pixels (3, R, R) in [-1, 1] and the mask
-    (1, R / factor, R / factor) of ones and zeros, both float32: one where the latent cell lies
-    wholly inside the pasted picture and not at its border.
+    image: RGB; factor: pixels a latent cell is wide. weights: the user's mask, L, of the image's size: a cell of its
+    black counts `background`, one of its white 1. Returns pixels (3, R, R) in [-1, 1] and the mask
+    (1, R / factor, R / factor), both float32: zero where the latent cell does not lie wholly inside the pasted picture
+    or lies at its border, and without `weights` one elsewhere.
     """
     side = round(view.scale * resolution)
+    pixels = to_tensor(_placed(image, view, side, resolution))
+    cells = resolution // factor
+    if side >= resolution:
+        mask = torch.ones(1, cells, cells)
+    else:
+        mask = torch.zeros(1, cells, cells)
+        rows, columns = (_valid_cells(start, side, factor, cells) for start in (view.top, view.left))
+        mask[:, rows, columns] = 1.0
+    if weights is None:
+        return pixels, mask
+    levels = torch.from_numpy(np.array(_placed(weights, view, side, resolution))).float() / 255
+    shares = levels.view(1, cells, factor, cells, factor).mean(dim=(2, 4))
+    return pixels, mask * (background + (1 - background) * shares)
+
+
+def _placed(image: Image.Image, view: View, side: int, resolution: int) -> Image.Image:
+    """The square of an image, `side` pixels wide, cropped from or pasted on black to the resolution."""
     square = image.crop(square_box(image.size, view.crop))
     square = square.resize((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
     if view.flip:
         square = ImageOps.mirror(square)
-    cells = resolution // factor
     if side >= resolution:
-        square = square.crop((view.left, view.top, view.left + resolution, view.top + resolution))
-        return to_tensor(square), torch.ones(1, cells, cells)
-    canvas = Image.new("RGB", (resolution, resolution))
+        return square.crop((view.left, view.top, view.left + resolution, view.top + resolution))
+    canvas = Image.new(image.mode, (resolution, resolution))
     canvas.paste(square, (view.left, view.top))
-    mask = torch.zeros(1, cells, cells)
-    rows, columns = (_valid_cells(start, side, factor, cells) for start in (view.top, view.left))
-    mask[:, rows, columns] = 1.0
-    return to_tensor(canvas), mask
+    return canvas
 
 
 def square_box(size: tuple[int, int], crop: float) -> tuple[int, int, int, int]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import logging
 import math
-import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,15 +19,12 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from cdiff.data.listing import picture_files
 from cdiff.errors import UserError
 from cdiff.storage import inside
 
 MIN_SIDE = 16  # pixels; anything smaller shows no subject
 MAX_PIXELS = 100_000_000  # decoded at once: 0.4 GB in memory
-SUFFIXES = frozenset({
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif",
-    ".heic", ".heif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd", ".ico",
-})  # fmt: skip
 ORIENTATION = 0x0112  # the EXIF tag, 1 when upright
 TURNED = range(2, 9)
 GREY_DEPTHS = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of more than 8 bits; clipped by convert()
@@ -43,17 +39,20 @@ log = logging.getLogger("cdiff")
 class Picture:
     path: Path
     image: Image.Image  # RGB
+    caption: str | None = None  # of the user's own (data.beside)
+    mask: Image.Image | None = None  # L, of the image's size: white where the loss counts (data.beside)
 
 
 def read_folder(folder: str | Path, max_side: int | None = None, limit: int | None = None) -> list[Picture]:
-    """The usable pictures of `folder` in natural order of their names ("2.png" before "10.png").
+    """The usable pictures of `folder` in natural order of their names ("2.png" before "10.png"), or of a list of files
+    (data.listing) in its order.
 
-    Hidden files, other kinds of files and subfolders are passed over; a picture that can't be
+    Hidden files, other kinds of files, masks and subfolders are passed over; a picture that can't be
     used is named in the log. `max_side` as in `read_picture`; `limit`: at most so many pictures.
     Raises UserError when the folder is missing or no picture in it can be used.
     """
     folder = Path(folder).expanduser()
-    files = _picture_files(folder)
+    files = picture_files(folder)
     pictures: list[Picture] = []
     faults: list[str] = []
     for path in files:
@@ -93,29 +92,6 @@ def read_picture(path: str | Path, max_side: int | None = None) -> Picture:
     if notes:
         log.info("%s: %s", path.name, "; ".join(notes))
     return Picture(path, image)
-
-
-def _picture_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        fault = "is a file, not a folder of pictures" if folder.exists() else "does not exist"
-        raise UserError(f"The folder of pictures {folder} {fault}.")
-    try:
-        entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    except PermissionError as error:
-        raise UserError(f"The folder of pictures {folder} can't be read: permission denied.") from error
-    files = [path for path in entries if path.suffix.lower() in SUFFIXES and not path.is_dir()]
-    if files:
-        return sorted(files, key=_natural_order)
-    if not entries:
-        raise UserError(f"The folder of pictures {folder} is empty: put a few photos of the subject there.")
-    subfolders = sorted(path.name for path in entries if path.is_dir())
-    hint = f"; it has subfolders ({', '.join(subfolders[:5])}): name one of them" if subfolders else ""
-    raise UserError(f"The folder {folder} holds no pictures (.jpg, .png, .webp ...){hint}.")
-
-
-def _natural_order(path: Path) -> tuple[list[str | int], str]:
-    parts = re.split(r"(\d+)", path.name.casefold())  # text and numbers alternate, so like meets like
-    return [int(part) if part.isdecimal() else part for part in parts], path.name
 
 
 def _decode(file: BinaryIO, path: Path, max_side: int | None, notes: list[str]) -> Image.Image:

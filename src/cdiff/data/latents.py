@@ -10,8 +10,9 @@ import torch
 
 from cdiff.concepts import Concept
 from cdiff.data.augment import View, apply_view, sample_view
+from cdiff.data.beside import own_caption
 from cdiff.data.images import Picture
-from cdiff.data.prompts import caption, load_templates
+from cdiff.data.prompts import caption, load_templates, with_prefix
 from cdiff.errors import UserError
 from cdiff.schema import AugmentConfig
 
@@ -24,9 +25,10 @@ class TrainingViews:
 
     mean: torch.Tensor  # (N, C, h, w), times scaling_factor (after shift_factor)
     std: torch.Tensor  # (N, C, h, w), times scaling_factor
-    masks: torch.Tensor  # (N, 1, h, w), 1 where the loss counts
+    masks: torch.Tensor  # (N, 1, h, w), the weight of each cell in the loss, 0 to 1
     prompts: list[str]
     concept: list[int]  # which concept each view shows
+    time_ids: torch.Tensor | None = None  # (N, 6), see size_and_crop; for SDXL
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -47,8 +49,12 @@ def plan_views(
     resolution: int,
     seed: int,
     templates: str | Sequence[str],
+    captions: Sequence[Sequence[str | None]] | None = None,
 ) -> list[PlannedView]:
-    """What the `count` views are, before a pixel is touched. Concepts take turns, so each has an equal share."""
+    """What the `count` views are, before a pixel is touched. Concepts take turns, so each has an equal share.
+
+    captions: of each concept's pictures, the user's own; where there is one it stands in the templates' place.
+    """
     if isinstance(templates, str):
         templates = load_templates(templates)
     plan = []
@@ -57,7 +63,11 @@ def plan_views(
         own_seed = f"{seed}/{which}"  # else all concepts would share their geometry
         view = sample_view(index, own_seed, picture_counts[which], resolution, conf)
         concept = concepts[which]
-        text = caption(own_seed, index, templates, concept.token, concept.class_word, view.prefix)
+        own = captions[which][view.picture] if captions else None
+        if own is None:
+            text = caption(own_seed, index, templates, concept.token, concept.class_word, view.prefix)
+        else:
+            text = with_prefix(own_caption(own, concept.token, concept.class_word), view.prefix)
         plan.append(PlannedView(which, view, text))
     return plan
 
@@ -81,8 +91,10 @@ def encode_views(
     `progress` is told how many views each batch finished. The views don't depend on `batch_size`.
     Raises UserError for a resolution that the VAE's latents don't divide, or when the encoding isn't finite.
     """
-    plan = plan_views(concepts, [len(own) for own in pictures], count, conf, resolution, seed, templates)
-    return _encode_plan(vae, plan, pictures, resolution, device, batch_size, progress)
+    counts = [len(own) for own in pictures]
+    captions = [[picture.caption for picture in own] for own in pictures]
+    plan = plan_views(concepts, counts, count, conf, resolution, seed, templates, captions)
+    return _encode_plan(vae, plan, pictures, resolution, device, batch_size, progress, conf.background)
 
 
 def encode_class_images(
@@ -107,13 +119,15 @@ def _encode_plan(
     device: torch.device | str,
     batch_size: int,
     progress: Callable[[int], None] | None,
+    background: float = 0.0,
 ) -> TrainingViews:
     factor = vae_factor(vae)
     if resolution % factor:
         raise UserError(f"model.resolution={resolution} is not a multiple of {factor}, the pixels of one latent cell.")
 
     def prepare(item: PlannedView) -> tuple[torch.Tensor, torch.Tensor]:
-        return apply_view(pictures[item.concept][item.view.picture].image, item.view, resolution, factor)
+        picture = pictures[item.concept][item.view.picture]
+        return apply_view(picture.image, item.view, resolution, factor, picture.mask, background)
 
     means, stds, masks = [], [], []
     for batch in _prepared_batches(plan, prepare, batch_size):
@@ -127,10 +141,25 @@ def _encode_plan(
     views = TrainingViews(
         torch.cat(means), torch.cat(stds), torch.stack(masks),
         [item.prompt for item in plan], [item.concept for item in plan],
+        torch.tensor([size_and_crop(item.view, pictures[item.concept][item.view.picture].image.size, resolution)
+                      for item in plan], dtype=torch.float32),
     )  # fmt: skip
     if not (views.mean.isfinite().all() and views.std.isfinite().all()):
         raise UserError("The VAE gave values that are not finite in this precision: use precision=fp32 or bf16.")
     return views
+
+
+def size_and_crop(view: View, size: tuple[int, int], resolution: int) -> tuple[int, ...]:
+    """SDXL's micro-conditioning (arXiv 2307.01952, section 2.2) of a view, in pixels: the picture's height and width
+    before resizing, top and left of the crop, height and width of the training image.
+
+    size: (width, height) of the picture. Its square counts, and no more than the resolution: sampling asks for a
+    picture of full resolution, and one that was reduced looks it. A smaller one says so, and the blur of its
+    enlargement is not taken for the concept's.
+    """
+    side = min(*size, resolution)
+    top, left = (view.top, view.left) if view.scale > 1 else (0, 0)
+    return side, side, top, left, resolution, resolution
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cdiff.data.images import SUFFIXES
+from cdiff.data.listing import SUFFIXES
 from cdiff.errors import UserError
 from cdiff.evaluation.prompts import metric_text
 from cdiff.evaluation.rows import Job

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cdiff.errors import UserError
 from cdiff.methods.trainables import Trainables, freeze, train_in_fp32
 from cdiff.models import DTYPES
 
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
 
 def prepare(base: Base, conf: MethodConfig) -> Trainables:
     """Make every parameter of the UNet trainable, as fp32 master weights for autocast to round; the text encoder's
-    too with method.train_text_encoder, but for its table of words: of that, only the new tokens' rows train."""
+    too with method.train_text_encoder, but for its table of words: of that, only the new tokens' rows train.
+
+    Raises:
+        UserError: the text encoder of a base that has two.
+    """
+    if conf.train_text_encoder and base.is_sdxl:
+        raise UserError("method.train_text_encoder=true is for bases with one text encoder, and this one has two.")
     named = dict(base.unet.named_parameters())
     text = text_parameters(base.text_encoder) if conf.train_text_encoder else {}
     for parameters in (named, text):

@@ -16,6 +16,9 @@ MODULES = {
     "evaluate": "cdiff.tasks.evaluate",
     "merge": "cdiff.tasks.merge",
     "report": "cdiff.tasks.report",
+    "export": "cdiff.tasks.export",
+    "concept": "cdiff.tasks.concept",
+    "doctor": "cdiff.tasks.doctor",
     "pretrain": "cdiff.tasks.pretrain",
 }
 

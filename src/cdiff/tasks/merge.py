@@ -274,6 +274,7 @@ def adapter_info(
     return {
         "base_model": first["base_model"],
         "revision": first.get("revision"),
+        "token_widths": first.get("token_widths"),
         "resolution": cfg.model.resolution,
         "method": "merge",
         "concepts": [

@@ -21,7 +21,8 @@ from cdiff.checkpoint import Checkpoint, Store
 from cdiff.checkpoint import read as read_checkpoint
 from cdiff.class_images import prior_views
 from cdiff.concepts import Concept, resolve_concepts
-from cdiff.data.images import Picture, read_folder
+from cdiff.data.beside import read_concept
+from cdiff.data.images import Picture
 from cdiff.data.latents import TrainingViews, encode_views
 from cdiff.data.prompts import load_templates
 from cdiff.drawing import Drawn, chosen_prompts, default_prompts, draw, facts, written_out
@@ -77,7 +78,7 @@ def train_run(cfg: Config, stop: StopRequest) -> dict[str, Any]:
             probes = Probes(cfg, base, rows, concepts, tracker, run.folder, validate)
             result = learn(cfg, base, concepts, rows, trainables, views, prior, tracker, validate, keeper, probes)
             vectors = {concept.token: row for concept, row in zip(concepts, result.token_rows, strict=True)}
-            info = adapter_info(cfg, concepts, result)
+            info = adapter_info(cfg, concepts, result) | {"token_widths": base.token_widths}
             folder, text = run.folder / "adapter", result.text_encoder_weights
             adapter = save_adapter(folder, result.unet_weights, vectors, info, text)
         drawn, scores = None, {}
@@ -135,7 +136,7 @@ def encode(cfg: Config, base: Base, concepts: list[Concept]) -> TrainingViews:
     """The training views in latent space, so that no step runs the VAE."""
     side = cfg.model.resolution
     sharpest = round(side * max(1.0, cfg.augment.zoom_max))  # no view needs more pixels of a picture's shorter side
-    pictures = [read_folder(concept.folder, max_side=sharpest) for concept in concepts]
+    pictures = [read_concept(concept.folder, sharpest, cfg.train.captions) for concept in concepts]
     samples = cfg.train.steps * cfg.train.batch_size * cfg.train.gradient_accumulation_steps
     count = min(cfg.augment.views or samples, samples)
 
@@ -162,7 +163,11 @@ def views_key(
     cfg: Config, base: Base, concepts: list[Concept], pictures: list[list[Picture]], count: int
 ) -> tuple[object, ...]:
     """All that decides the training views: jobs of a sweep that agree in it share them."""
-    shown = [(c.token, c.class_word, *(content_key(p.image) for p in own)) for c, own in zip(concepts, pictures)]
+
+    def seen(picture: Picture) -> tuple[str | None, ...]:
+        return content_key(picture.image), picture.caption, picture.mask and content_key(picture.mask)
+
+    shown = [(c.token, c.class_word, *map(seen, own)) for c, own in zip(concepts, pictures)]
     made_by = (base.path, base.revision, str(base.dtype), str(base.device), cfg.model.variant)
     how = (count, repr(cfg.augment), cfg.model.resolution, cfg.seed, *load_templates(cfg.train.prompt_templates))
     return (*made_by, *how, *shown)

@@ -1,0 +1,1 @@
+from conftest_export import run_folder  # noqa: F401
