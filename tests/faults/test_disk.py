@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -84,15 +86,27 @@ def test_a_new_run_on_a_full_disk(job, refused, tmpfs):
     assert not list(small.glob("**/run.json"))
 
 
-def test_a_disk_that_turns_read_only(stopped_once, whole, refused, tmpfs, at_step):
+def test_a_disk_that_is_read_only(stopped_once, whole, refused, tmpfs):
     run = Path(shutil.copytree(stopped_once, tmpfs(5000) / "run"))
-    at_step(13, lambda _: tmpfs(5000, "ro"))
-    refused(["task=train", f"resume={run}"], "the file system is read-only", "output=DIR")
-    assert newest(run / "checkpoints").step == 12
-    refused(["task=train", f"resume={run}"], "Read-only file system")
+    tmpfs(5000, "ro")
+    refused(["task=train", f"resume={run}"], "Read-only file system", "output=DIR")
     tmpfs(5000, "rw")
-    assert_not_done(run)
+    assert newest(run / "checkpoints").step == 12
     assert_goes_on(run, whole)
+
+
+def test_a_disk_that_turns_read_only(stopped, whole, refused, at_step, monkeypatch):
+    """As the kernel does after an error of the disk; a mount with open files can't be made so by hand."""
+
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(stopped))
+
+    with monkeypatch.context() as patch:
+        at_step(13, lambda _: [patch.setattr(tempfile, name, read_only) for name in ("mkdtemp", "mkstemp")])
+        refused(["task=train", f"resume={stopped}"], "the file system is read-only", "output=DIR")
+    assert_not_done(stopped)
+    assert newest(stopped / "checkpoints").step == 12
+    assert_goes_on(stopped, whole)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
