@@ -250,6 +250,21 @@ def test_a_stage_that_waits_takes_the_weights_it_waited_for(copied):
     assert all(torch.equal(plain[name], waited[name]) for name in plain)
 
 
+def test_a_warm_start_goes_on_from_the_weights_that_are_there(copied):
+    """With a learning rate of almost nothing the weights stay where they were, to half precision."""
+    from safetensors.torch import load_file
+
+    for stage, place in (("unet", "unet"), ("vae", "vae")):
+        file = copied / "weights" / "base" / place / "diffusion_pytorch_model.safetensors"
+        before = load_file(file)
+        make(stage, copied, warm_start=True, learning_rate=1e-12)
+        after = load_file(file)
+        name = "conv_in.weight" if stage == "unet" else "decoder.conv_in.weight"
+        assert torch.allclose(before[name].float(), after[name].float(), atol=1e-3)
+        make(stage, copied, learning_rate=1e-3, steps=8)
+        assert not torch.allclose(before[name].float(), load_file(file)[name].float(), atol=1e-3)
+
+
 def test_a_text_encoder_of_another_vocabulary_is_refused(copied):
     other = build_tokenizer()
     other.add_tokens(["gnu"])

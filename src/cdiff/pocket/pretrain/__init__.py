@@ -45,10 +45,10 @@ def run_stage(
     if deadline is not None:
         settings = settings | {"deadline": deadline if deadline > UNIX else start + 60 * deadline}
     if stage in ("pictures", "judge"):
-        from cdiff.pocket.pretrain.pictures import SHARD, render_pictures
+        from cdiff.pocket.pretrain.pictures import render_pictures
 
         count, split = settings.get("pictures", pictures), "train" if stage == "pictures" else stage
-        render_pictures(folder / stage, count, workers, log, settings.get("shard", SHARD), split)
+        render_pictures(folder / stage, count, workers, settings, log, split)
         return {"pictures": count}
     if stage == "clips":
         from cdiff.pocket.pretrain.clips import SHARD, render_clips

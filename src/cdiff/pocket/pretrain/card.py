@@ -9,7 +9,7 @@ from cdiff.errors import UserError
 
 # stage -> (the folder whose weights it makes, what they are, what they are trained on)
 MODELS = {
-    "vae": ("base/vae", "AutoencoderKL, 128 px to 16 x 16 x 8 latents", "pictures"),
+    "vae": ("base/vae", "AutoencoderKL, 128 px to 16 x 16 x 12 latents", "pictures"),
     "clip": ("clip", "CLIPModel; its text tower is base/text_encoder, stored once", "pictures and captions"),
     "unet": ("base/unet", "UNet2DConditionModel, predicts the noise in latents", "latents and captions"),
     "probe": ("probe", "ResNetForImageClassification: reads scene, kinds, accessories, colours", "pictures, labels"),

@@ -25,15 +25,16 @@ GROUP = 4  # pictures of one identity in a row, for the identity stage
 CAPTIONS = (0.0, 0.0, 0.5, 1.0)  # the `detail` of each caption kept with a picture
 WORDS = 48  # tokens kept of a caption; the longest the grammar makes is shorter
 RESOLUTION = 128
+PAIRS = 0.16  # share of the pictures that show two subjects
 MOVING = 0.15  # share of the pictures whose subject is caught in a movement, as in the clips of the motion stage
 
 
-def scene_at(index: int, split: str = "train", base: int = 0) -> Scene:
+def scene_at(index: int, split: str = "train", base: int = 0, pair: float = PAIRS) -> Scene:
     """The scene of picture `index`; GROUP neighbours share their main identity. Only the split "judge", for the probe,
     shows the combinations that are held out of training: a judge that never saw them would not believe them."""
     group, everything = random.Random(f"{split}/identity/{index // GROUP}"), split == "judge"
     identity = sample_identity(group, group.choice(KINDS), base=base, everything=everything)
-    scene = sample_scene(random.Random(f"{split}/{index}"), identity, base=base, everything=everything)
+    scene = sample_scene(random.Random(f"{split}/{index}"), identity, base, pair, everything)
     moves = random.Random(f"{split}/moves/{index}")
     return stirred(scene, moves) if moves.random() < MOVING else scene
 
@@ -49,7 +50,7 @@ def labels_of(scene: Scene) -> list[int]:
     return row + [-1] * (7 - len(row))
 
 
-def render_shard(folder: str, shard: int, size: int, split: str = "train") -> int:
+def render_shard(folder: str, shard: int, size: int, split: str = "train", pair: float = PAIRS) -> int:
     """Writes pictures [shard * size, (shard + 1) * size) as `NNNN-*.npy`; the pixels come last."""
     from cdiff.pocket.pretrain.tokenizer import build_tokenizer
 
@@ -60,7 +61,7 @@ def render_shard(folder: str, shard: int, size: int, split: str = "train") -> in
     texts: list[str] = []
     for row in range(size):
         index = shard * size + row
-        scene = scene_at(index, split)
+        scene = scene_at(index, split, pair=pair)
         pixels[row] = np.asarray(render(scene, RESOLUTION))
         labels[row] = labels_of(scene)
         words = random.Random(f"caption/{index}")
@@ -79,10 +80,12 @@ def write_arrays(folder: str, shard: int, arrays: dict[str, np.ndarray]) -> None
         os.replace(part, Path(folder) / f"{shard:04d}-{name}.npy")
 
 
-def render_pictures(folder: Path, count: int, workers: int, log, size: int = SHARD, split: str = "train") -> None:
-    """Renders `count` training pictures in shards of `size`; shards that exist are kept."""
-    about = {"resolution": RESOLUTION, "shard": size, "group": GROUP, "split": split}
-    worker = partial(render_shard, split=split)
+def render_pictures(folder: Path, count: int, workers: int, settings: dict, log, split: str = "train") -> None:
+    """Renders `count` pictures in shards; shards that exist are kept. settings: `shard`, pictures in each, and `pair`,
+    the share of pictures with two subjects."""
+    size, pair = settings.get("shard", SHARD), settings.get("pair", PAIRS)
+    about = {"resolution": RESOLUTION, "shard": size, "group": GROUP, "split": split, "pair": pair}
+    worker = partial(render_shard, split=split, pair=pair)
     render_shards(worker, folder, "pictures", about, -(-count // size), workers, log)
 
 

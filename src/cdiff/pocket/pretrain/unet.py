@@ -90,9 +90,11 @@ def train_unet(pictures: Pictures, settings: dict, minutes: float | None, folder
         text_encoder = CLIPTextModel.from_pretrained(text_folder, dtype=torch.float32)
     text_encoder = text_encoder.to(device).eval().requires_grad_(False)
     torch.manual_seed(2)
-    unet = build_unet(settings.get("channels", (96, 160)), text_encoder.config.hidden_size).to(
-        device, memory_format=torch.channels_last
-    )
+    if settings.get("warm_start"):
+        unet = UNet2DConditionModel.from_pretrained(folder / "base" / "unet", torch_dtype=torch.float32)
+    else:
+        unet = build_unet(settings.get("channels", (96, 160)), text_encoder.config.hidden_size)
+    unet = unet.to(device, memory_format=torch.channels_last)
     part_ways(2)
     scheduler = DDPMScheduler(**SCHEDULE)
     alphas = scheduler.alphas_cumprod.to(device)
