@@ -12,6 +12,7 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 from cdiff.pocket.pretrain.clip import MEAN, STD, distort
 from cdiff.pocket.pretrain.loop import compiled, fit, part_ways, save_half
 from cdiff.pocket.pretrain.pictures import GROUP, RESOLUTION, Pictures
+from cdiff.pocket.pretrain.softening import softener
 from cdiff.pocket.world.spec import KINDS
 
 
@@ -75,12 +76,14 @@ def train_identity(pictures: Pictures, settings: dict, minutes: float | None, fo
     torch.manual_seed(4)
     model = build_identity(settings.get("vision", {})).to(device)
     part_ways(4)
+    soften = softener(pictures, folder, settings)
     pairs = Pairs(pictures, settings["batch_size"])
     forward = compiled(lambda images: F.normalize(model(images).last_hidden_state[:, 0], dim=-1), device, settings)
 
     def draw(step: int) -> tuple[torch.Tensor, ...]:
         if step % 10 == 0:
             pictures.refresh()
+            soften()
             pairs.update()
         return (distort(pictures.images(torch.cat(pairs.draw()))),)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
-from diffusers import AutoencoderKL
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from cdiff.pocket.pretrain.clip import distort
-from cdiff.pocket.pretrain.loop import compiled, fit, half_precision, part_ways, save_half, wait_for
+from cdiff.pocket.pretrain.loop import compiled, fit, part_ways, save_half
 from cdiff.pocket.pretrain.pictures import Pictures
+from cdiff.pocket.pretrain.softening import softener
 from cdiff.pocket.probe import SPLITS, enlarge, split_logits
 from cdiff.pocket.world.spec import ACCESSORIES, KINDS
 
@@ -56,27 +56,8 @@ def train_probe(pictures: Pictures, settings: dict, minutes: float | None, folde
     torch.manual_seed(3)
     model = build_probe(settings.get("channels", (32, 64, 96, 128))).to(device, memory_format=torch.channels_last)
     part_ways(3)
-    place = folder / "base" / "vae"
-    files = [place / name for name in ("config.json", "diffusion_pytorch_model.safetensors")]
-    patience = settings.get("patience", 300) if settings.get("wait") else 0.0
-    wait_for(lambda: all(file.exists() for file in files), "weights of stage vae", {"patience": patience})
-    vae = AutoencoderKL.from_pretrained(place, dtype=torch.float32)
-    vae = vae.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    soften = softener(pictures, folder, settings)
     forward = compiled(lambda images: model(enlarge(images)).logits, device, settings)
-    softened = 0
-
-    def soften() -> None:
-        """Every other new picture is seen through the VAE: a judge of drawings must not ask for a render's edges."""
-        nonlocal softened
-        if softened == len(pictures):
-            return
-        rows = torch.arange(softened, len(pictures), 2, device=device)
-        for some in rows.split(250):
-            with half_precision(device), torch.no_grad():
-                decoded = vae.decode(vae.encode(pictures.images(some)).latent_dist.mode()).sample
-            pixels = decoded.float().clamp(-1, 1).add(1).mul(127.5).round().byte()
-            pictures.pixels[some] = pixels.permute(0, 2, 3, 1)
-        softened = len(pictures)
 
     def draw(step: int) -> tuple[torch.Tensor, ...]:
         if step % 10 == 0:
