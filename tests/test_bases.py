@@ -276,3 +276,19 @@ def test_an_sdxl_unet_of_other_numbers(tmp_path, change, words_of_it):
         make("unet", tiny("sdxl")["unet"] | change).save_pretrained(folder / "unet")
     with pytest.raises(UserError, match=words_of_it):
         load(folder)
+
+
+def test_sdxl_with_prior_preservation_token_adjustment_and_merging(bases, tmp_path, monkeypatch):
+    """What else meets the second text encoder."""
+    monkeypatch.setenv("CDIFF_CACHE", str(tmp_path / "cache"))
+    folder, run = bases("sdxl")
+    job = [word for word in words(folder, draw_pictures(tmp_path / "pictures", 1)) if word != "model=sd15"]
+    job += ["model=sdxl", "train.steps=1", "prior=generated", "prior.count=1", "images_per_prompt=1"]
+    assert main([*job, "sampler.token_adjust.alpha=0.5", "sampler.steps=1", f"output={tmp_path / 'prior'}"]) == 0
+    runs = f"runs=[{run},{tmp_path / 'prior'}]"
+    assert main(["task=merge", runs, "merge.rename=true", "device=cpu", f"output={tmp_path / 'merged'}"]) == 0
+    merged = load_adapter(tmp_path / "merged")
+    assert set(merged.tokens) == {"<new1>", "<new2>"} and merged.tokens["<new2>"].shape == (80,)
+    base = load(folder)
+    apply_adapter(base, merged)
+    assert "<new2>" in base.tokenizer_2.get_vocab()
