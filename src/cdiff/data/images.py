@@ -59,7 +59,7 @@ def read_folder(folder: str | Path, max_side: int | None = None, limit: int | No
         if limit is not None and len(pictures) >= limit:
             break
         try:
-            if not inside(path, folder):
+            if folder.is_dir() and not inside(path, folder):  # a list names its files itself
                 raise UserError(f"The picture {path} is a link to {path.resolve()}, outside of its folder: copy it.")
             pictures.append(read_picture(path, max_side))
         except UserError as error:
