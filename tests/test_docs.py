@@ -30,6 +30,8 @@ QUICK = {  # task -> settings that make it quick
     "evaluate": ["sampler.steps=1", *ONE_PROMPT, "evaluate.resamples=100", "logger=none"],
 }
 TINY = ["model.resolution=64", "device=cpu"]
+# Studies, reports, resuming and pretraining need what these pages do not make; they have tests of their own.
+ELSEWHERE = ("task=report", "task=pretrain", "resume=", "experiment=", "hydra/", chr(92))
 READS_A_RUN = ("sample", "evaluate", "export", "merge")  # such a task takes the run's own base
 
 
@@ -40,7 +42,7 @@ def commands() -> list[tuple[str, str]]:
         for line in page.read_text(encoding="utf-8").splitlines():
             for match in COMMAND.finditer(line):
                 words = re.split(r"\s+#|`", match["words"])[0].strip()
-                if "STAGE" not in words:
+                if not any(word in words for word in ("STAGE", *ELSEWHERE)):
                     found.setdefault(words, page.name)
     return [(page, words) for words, page in found.items()]
 

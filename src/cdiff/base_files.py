@@ -77,3 +77,11 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's text, without its full stop."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__).rstrip(".")
+
+
+def root_line(error: BaseException) -> str:
+    """`first_line`, and behind it that of the error it all began with (a full disk, too many open files)."""
+    root = error
+    while root.__cause__ or root.__context__:
+        root = root.__cause__ or root.__context__
+    return first_line(error) if root is error else f"{first_line(error)} ({first_line(root)})"

@@ -35,6 +35,17 @@ ADJECTIVES = (
 ).split()
 
 
+def class_row(base: Base, class_word: str) -> Tensor:
+    """(D,) fp32: the mean of the class word's embeddings; of SDXL's two text encoders one after the other, as a new
+    token's row."""
+    parts = []
+    for tokenizer, text_encoder in base.encoders:
+        table = text_encoder.get_input_embeddings().weight.detach()
+        ids = tokenizer(class_word, add_special_tokens=False).input_ids
+        parts.append(table[torch.tensor(ids, device=table.device)].float().mean(dim=0))
+    return torch.cat(parts)
+
+
 class Tracker(Protocol):
     """Where the numbers go (cdiff.tracking)."""
 
@@ -60,9 +71,7 @@ class DriftProbe:
         self.dtype = base.dtype
         self.phrases = [f"{concept.token} {concept.class_word}" for concept in concepts]
         self.class_features = self._features([concept.class_word for concept in concepts])
-        table = base.text_encoder.get_input_embeddings().weight.detach()
-        ids = [base.tokenizer(c.class_word, add_special_tokens=False).input_ids for c in concepts]
-        self.class_rows = torch.stack([table[torch.tensor(i, device=table.device)].float().mean(dim=0) for i in ids])
+        self.class_rows = torch.stack([class_row(base, concept.class_word) for concept in concepts])
         self.path: list[tuple[int, np.ndarray]] = []  # (step, features of the concept phrases)
 
     @torch.no_grad()

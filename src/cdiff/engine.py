@@ -137,8 +137,7 @@ def train(
         progress: told after each step; the losses last logged.
         on_validation: told the step, every `conf.validation.every` steps, on the main process.
         keeping: writes checkpoints and starts from one; None keeps nothing.
-        probe: told every step on the main process, and where the run stands (0) before the first one; its time does
-            not count as training's.
+        probe: told every step on the main process, and 0 before the first one; its time does not count as training's.
 
     Raises:
         UserError: nothing to train, a checkpoint of another training, or a loss that is not finite.
@@ -168,8 +167,8 @@ def train(
         state.window.batches = batch_names(conf, accelerator.num_processes, batches)
         keeping = keeping or Keeping()
         keeping.restore(accelerator, state)
-        if probe is not None and accelerator.is_main_process:
-            probe(state.step)
+        if probe is not None and state.step == 0 and accelerator.is_main_process:
+            probe(0)
         with keeping.watching():
             _loop(conf, accelerator, prepared, module, state, batches, tracker, keeping, progress, on_validation, probe)
         return TrainResult(

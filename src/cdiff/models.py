@@ -22,7 +22,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.utils import logging as transformers_logging
 
 from cdiff import shared
-from cdiff.base_files import find_base, first_line
+from cdiff.base_files import find_base, first_line, root_line
 from cdiff.errors import UserError
 from cdiff.schema import ModelConfig
 
@@ -151,9 +151,7 @@ def load_base(conf: ModelConfig, dtype: torch.dtype, device: torch.device | str)
     folder = find_base(conf)
     key = (conf.path, conf.revision, conf.variant, dtype, _stamp(folder)) if shared.keeping() else ()
     base = shared.get("base", key, lambda: _read_base(conf, folder, dtype))
-    # A copy in either case: the last bits of a product on the CPU depend on where in memory its weights begin, and a
-    # file's do not begin where torch's own do. So a job of a sweep and a run alone give the same bits.
-    base = replace(copy.deepcopy(base) if shared.keeping() or device.type == "cpu" else base, device=device)
+    base = replace(copy.deepcopy(base) if shared.keeping() else base, device=device)
     for model in base.models():
         model.to(device)
     return base
@@ -281,7 +279,7 @@ def _load_model(cls: type, folder: Path, part: str, conf: ModelConfig, dtype: to
                 output_loading_info=True,
             )
     except Exception as error:  # safetensors, diffusers and transformers raise different families
-        raise UserError(f"{folder / part} can't be loaded as {cls.__name__}: {first_line(error)}.") from error
+        raise UserError(f"{folder / part} can't be loaded as {cls.__name__}: {root_line(error)}.") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(f"{folder / part} lacks {len(missing)} weights of its {cls.__name__}, first {missing[0]}.")
