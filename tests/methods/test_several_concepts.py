@@ -22,7 +22,7 @@ def test_spl_of_several_concepts_is_the_mean_and_its_gradient_too(sd15, count):
     module = Personalizer(sd15, concepts, rows, Config())
 
     def spl():  # module.spl is for logging, without a gradient
-        return module._spl(module.encoder.encode(module.concept_phrases)[0].hidden)
+        return module._spl(module.encoder.encode(module.concept_phrases)[0].states)
 
     together = spl()
     together.backward()
