@@ -16,7 +16,7 @@ from cdiff.errors import UserError
 
 XL_MARK = "conditioner.embedders.1."  # the second text encoder in Stability's names
 MARKS = ("model.diffusion_model.", "first_stage_model.")
-HASHED = 1 << 20  # bytes of a file's start, middle and end that tell it apart, beside its size
+HASHED = 1 << 20  # bytes of a file's start and end that tell it apart, beside its size and time of change
 
 
 def unpacked(file: Path, config: str | None = None) -> Path:
@@ -57,11 +57,13 @@ def _keys(file: Path) -> list[str]:
 
 
 def _label(file: Path, config: str | None) -> str:
-    """A name that changes with the file's content and with the configuration."""
-    size = file.stat().st_size
-    found = hashlib.sha256(f"{size}\n{config}\n".encode())
+    """A name that changes with the file and with the configuration. Several gigabytes are not read for it at every
+    run: the time of change tells of weights that changed in the middle."""
+    state = file.stat()
+    size = state.st_size
+    found = hashlib.sha256(f"{size}\n{state.st_mtime_ns}\n{config}\n".encode())
     with file.open("rb") as stream:
-        for place in (0, size // 2, max(0, size - HASHED)):
+        for place in (0, max(0, size - HASHED)):
             stream.seek(place)
             found.update(stream.read(HASHED))
     return f"{file.stem[:60]}-{found.hexdigest()[:16]}"

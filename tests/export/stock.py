@@ -23,7 +23,7 @@ if not asked["peft"]:
 import numpy as np  # noqa: E402
 import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
-from diffusers import DiffusionPipeline  # noqa: E402
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler  # noqa: E402
 from diffusers.utils import is_peft_available  # noqa: E402
 
 assert is_peft_available() == asked["peft"]
@@ -33,8 +33,7 @@ torch.set_num_threads(1)
 def draw(job):
     pipe = DiffusionPipeline.from_pretrained(job["pipeline"])
     if "scheduler" in job:  # of another pipeline, so that both draw alike
-        other = DiffusionPipeline.from_pretrained(job["scheduler"])
-        pipe.scheduler = other.scheduler
+        pipe.scheduler = DPMSolverMultistepScheduler.from_pretrained(job["scheduler"], subfolder="scheduler")
     pipe.set_progress_bar_config(disable=True)
     for line in job.get("lines", []):
         exec(line, {"pipe": pipe, "safetensors": safetensors})
