@@ -204,24 +204,3 @@ def test_a_killed_process_leaves_a_run_that_is_known_as_killed():
         find_run("outputs/k")
     with pytest.raises(UserError, match="was killed before it ended"):
         find_run("latest")
-
-
-def test_the_commit_is_that_of_this_code_and_of_no_other(tmp_path, monkeypatch):
-    def git(*words):
-        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        done = subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    package = tmp_path / "lib" / "cdiff"
-    package.mkdir(parents=True)
-    for name in ("__init__.py", "runs.py"):
-        (package / name).write_text("", encoding="utf-8")
-    monkeypatch.setattr(runs, "__file__", str(package / "runs.py"))
-    assert runs.git_commit() is None  # no checkout
-    git("init", "-q")
-    assert runs.git_commit() is None  # installed inside somebody else's checkout
-    git("add", ".")
-    git("commit", "-qm", "x")
-    assert runs.git_commit() == git("rev-parse", "HEAD")
-    (package / "runs.py").write_text("changed", encoding="utf-8")
-    assert runs.git_commit() == git("rev-parse", "HEAD") + "-dirty"

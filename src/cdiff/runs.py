@@ -11,15 +11,12 @@ import json
 import logging
 import math
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ import yaml
 from cdiff.convert import to_config, to_dict
 from cdiff.errors import UserError
 from cdiff.locks import LOCK_FILE, RunLock, holder_of, is_alive, this_process
+from cdiff.provenance import git_commit, versions
 from cdiff.schema import Config
 from cdiff.storage import atomic_write, fsync
 from cdiff.untrusted import read_yaml
@@ -35,7 +33,6 @@ from cdiff.untrusted import read_yaml
 OUTPUTS = Path("outputs")
 EVENTS = "events.jsonl"
 TRAINED = ("train", "merge")  # tasks whose runs hold an adapter: run= finds both
-PACKAGES = ("cdiff", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "wandb")
 # What does not make two runs different methods: the subject, chance, and where and how things were written.
 NOT_A_SETTING = (
     "concept.",
@@ -405,30 +402,6 @@ def _settings(cfg: Config) -> str:
 
 def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def versions() -> dict[str, str]:
-    """Of Python and the packages that decide a result, without importing them."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
-
-
-def git_commit() -> str | None:
-    """The commit of this code, "-dirty" behind it when files differ; None when the code is not in a git checkout."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(here), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # installed inside somebody else's checkout: not ours
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _unwritable(folder: Path, error: OSError) -> UserError:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cdiff.adapter.formats import FILES, FORMAT, INFO_FILE, TEXT_FILE, TOKEN_PARTS, check_token_name, kind_of
 from cdiff.errors import UserError
+from cdiff.provenance import versions
 from cdiff.storage import as_os_error, whole_folder
 
 
@@ -61,7 +62,7 @@ def _write_files(
         "tokens": list(tokens),
         "unet_tensors": len(unet),
         "text_encoder_tensors": len(text),
-        "versions": {**_versions(), **info.get("versions", {})},
+        "versions": {**versions(), **info.get("versions", {})},
     }
     (folder / INFO_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -76,15 +77,3 @@ def _token_tensors(token: str, vector: Tensor, info: Mapping[str, Any]) -> dict[
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-
-
-def _versions() -> dict[str, str]:
-    from importlib import metadata
-
-    found = {}
-    for package in ("cdiff", "torch", "diffusers", "transformers"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -13,7 +13,8 @@ from cdiff.evaluation.compare import Comparison
 from cdiff.evaluation.published import LABEL, Published, published
 from cdiff.evaluation.rows import CSV_FILE
 from cdiff.evaluation.summary import CONFIDENCE, Estimate, Summary, across
-from cdiff.runs import atomic_write, git_commit, versions
+from cdiff.provenance import git_commit, versions
+from cdiff.runs import atomic_write
 
 SCHEMA = "cdiff.metrics/1"
 METRICS_FILE = "metrics.json"

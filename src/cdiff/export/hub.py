@@ -20,7 +20,8 @@ from cdiff.export.fitting import misfit
 from cdiff.export.folder import new_folder
 from cdiff.export.writing import WRITERS, Written, prompt, token_lines
 from cdiff.models import DTYPES, load_base
-from cdiff.runs import Run, versions
+from cdiff.provenance import versions
+from cdiff.runs import Run
 from cdiff.schema import Config
 
 

@@ -20,7 +20,8 @@ from typing import Any
 from cdiff import console
 from cdiff.cache import cache_folder
 from cdiff.errors import UserError
-from cdiff.runs import OUTPUTS, git_commit, versions
+from cdiff.provenance import git_commit, versions
+from cdiff.runs import OUTPUTS
 from cdiff.schema import Config
 from cdiff.tracking import wandb_mode
 
