@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,14 @@ from cdiff.errors import UserError
 
 MOST_BYTES = 4 * 2**20  # of a YAML file
 MOST_NODES = 200_000  # once its aliases are written out
-OWN_CLASSES = ("hydra._internal.", "hydra_plugins.", "cdiff.")  # that Hydra may build: its launchers and sweepers
+# What Hydra may build: launchers, sweepers, Optuna's samplers. Whole names, since a prefix lets through whatever a module
+# of the package has imported ("cdiff.runs.os.system").
+OWN_CLASSES = re.compile(
+    r"hydra\._internal\.core_plugins\.\w+\.\w+(Launcher|Sweeper)"
+    r"|hydra_plugins\.\w+\.\w+\.\w+(Launcher|Sweeper)"
+    r"|optuna\.samplers\.\w+Sampler"
+)
+CALLS = ("_target_", "custom_search_space")  # settings whose value is something to call
 
 
 def read_yaml(file: Path) -> Any:
@@ -76,14 +84,14 @@ def refuse_code(hydra_settings: Mapping[str, Any]) -> None:
         UserError: names the setting that asks for another one.
     """
     for path, target in _targets(hydra_settings, "hydra"):
-        if not str(target).startswith(OWN_CLASSES):
+        if not OWN_CLASSES.fullmatch(str(target)):
             raise UserError(f"{path}={target} would run code of another package: a configuration can't do that.")
 
 
 def _targets(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            if key == "_target_":
+            if key in CALLS and inner is not None:
                 yield f"{path}.{key}", inner
             yield from _targets(inner, f"{path}.{key}")
     elif isinstance(value, list | tuple):

@@ -71,6 +71,8 @@ def test_words(case, job, refused):
 def test_code_by_a_class_of_hydras(job, refused):
     words = ["hydra.launcher._target_=subprocess.Popen", "+hydra.launcher.args=['touch','ran']"]
     refused(["-m", *job, "seed=1,2", *words], "hydra.launcher._target_=subprocess.Popen")
+    words = ["hydra.launcher._target_=cdiff.runs.os.system", "+hydra.launcher.command='touch ran'"]
+    refused(["-m", *job, "seed=1,2", *words], "hydra.launcher._target_=cdiff.runs.os.system")
     words = ["+hydra.callbacks.x._target_=os.system", "+hydra.callbacks.x.command='touch ran'"]
     refused(["-m", *job, "seed=1,2", *words], "os.system")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from tiny_job import draw_pictures
-from tiny_world import STEPS, adapter_bytes, command, scalars, start, status
+from tiny_world import STEPS, adapter_bytes, command, losses, scalars, start, status
 
 from cdiff.cli import main
 from cdiff.runs import Run
@@ -33,7 +33,7 @@ def home(tmp_path_factory, sd15_folder):
     process = start(command(sd15_folder, pictures, "output=whole"), folder)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
-    assert len([row for row in scalars(folder / "whole") if "loss/total" in row]) == STEPS
+    assert len(losses(folder / "whole")) == STEPS
     return folder
 
 
@@ -152,7 +152,7 @@ def test_a_first_signal_saves_and_exits_0_with_a_hint(home, sd15_folder):
         assert (info["status"], info["resumable"]) == ("interrupted", True) and number.name in info["reason"]
         assert f"Stopped by {number.name} at step {steps} and saved. Go on with: " in said
         assert "python -m cdiff task=train resume=stopped" in said
-        assert len(scalars(run)) == steps, "the step was not finished"
+        assert len(losses(run)) == steps, "the step was not finished"
         words = ["resume=stopped", "checkpoints.every=0"]
     process = start(command(sd15_folder, home / "pictures", *words), home)
     assert process.communicate(timeout=PATIENCE)[1] == "" and process.returncode == 0

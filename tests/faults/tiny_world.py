@@ -50,6 +50,11 @@ def scalars(run: Path) -> list[dict]:
     return rows
 
 
+def losses(run: Path) -> list[dict]:
+    """The scalars of training steps, without those of the drift probes."""
+    return [row for row in scalars(run) if "loss/total" in row]
+
+
 def adapter_bytes(run: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in (run / "adapter").glob("*.safetensors")}
 
