@@ -13,8 +13,8 @@ from cdiff.errors import UserError
 
 MOST_BYTES = 4 * 2**20  # of a YAML file
 MOST_NODES = 200_000  # once its aliases are written out
-# What Hydra may build: launchers, sweepers, Optuna's samplers. Whole names, since a prefix lets through whatever a module
-# of the package has imported ("cdiff.runs.os.system").
+# What Hydra may build: launchers, sweepers, Optuna's samplers. Whole names, since a prefix lets through whatever a
+# module of the package has imported ("cdiff.runs.os.system").
 OWN_CLASSES = re.compile(
     r"hydra\._internal\.core_plugins\.\w+\.\w+(Launcher|Sweeper)"
     r"|hydra_plugins\.\w+\.\w+\.\w+(Launcher|Sweeper)"
