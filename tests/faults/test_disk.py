@@ -95,15 +95,25 @@ def test_a_disk_that_is_read_only(stopped_once, whole, refused, tmpfs):
     assert_goes_on(run, whole)
 
 
-def test_a_disk_that_turns_read_only(stopped, whole, refused, at_step, monkeypatch):
-    """As the kernel does after an error of the disk; a mount with open files can't be made so by hand."""
+@pytest.mark.parametrize(
+    "number, said, remedy",
+    [
+        (errno.EROFS, "the file system is read-only", "output=DIR"),
+        (errno.EDQUOT, "the disk quota is used up", "free some space or ask for more"),
+        (errno.EIO, "the disk reports an error", "output=DIR"),
+        (errno.ESTALE, "the network file system lost the file", "mount it again"),
+    ],
+    ids=["read-only", "quota", "broken", "network"],
+)
+def test_a_disk_that_refuses_from_a_step_on(stopped, whole, refused, at_step, monkeypatch, number, said, remedy):
+    """By the kernel's own numbers: neither a mount with open files turns read-only by hand, nor has root a quota."""
 
-    def read_only(*_, **__):
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(stopped))
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number), str(stopped))
 
     with monkeypatch.context() as patch:
-        at_step(13, lambda _: [patch.setattr(tempfile, name, read_only) for name in ("mkdtemp", "mkstemp")])
-        refused(["task=train", f"resume={stopped}"], "the file system is read-only", "output=DIR")
+        at_step(13, lambda _: [patch.setattr(tempfile, name, refuse) for name in ("mkdtemp", "mkstemp")])
+        refused(["task=train", f"resume={stopped}"], said, remedy)
     assert_not_done(stopped)
     assert newest(stopped / "checkpoints").step == 12
     assert_goes_on(stopped, whole)
