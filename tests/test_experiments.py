@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from tiny_job import draw_pictures
 from cdiff.cli import main
 from cdiff.evaluation import evaluating
 from cdiff.sweep_folder import job_runs
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +79,25 @@ def test_the_arms_of_the_claim(arm, expected):
     config = to_checked_config(compose(["experiment=claim", *values]))
     assert (config.loss.spl_weight, config.prior.name, config.sampler.token_adjust.alpha) == expected
     assert config.train.steps == 1000 and config.protocol.name == "pocket"
+
+
+def test_a_recipe_is_chosen_by_likeness_and_composition_together():
+    import pandas as pd
+
+    spec = importlib.util.spec_from_file_location("choose", EXPERIMENTS / "recipes" / "choose.py")
+    choose = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(choose)
+    scores = {  # learning rate: likeness on two concepts, composition
+        1e-4: ((0.1, 0.1), 1.0),
+        3e-4: ((0.9, 0.5), 0.8),
+        1e-3: ((1.0, 1.0), 0.2),
+    }
+    jobs = pd.DataFrame(
+        {"method": "lora", "learning_rate": rate, "steps": 150, "concept": concept, "seconds": 1.0, "recognized": like}
+        | {"dino_i": 0.2, "clip_t": 0.3, "attr_scene": kept, "attr_accessory": kept, "attr_color": kept}
+        for rate, (likes, kept) in scores.items()
+        for concept, like in zip(("dog", "teapot"), likes)
+    )
+    ranked = choose.rank(jobs)
+    assert ranked["learning_rate"].tolist() == [3e-4, 1e-3, 1e-4] and set(ranked["concepts"]) == {2}
+    assert ranked["worth"][0] == pytest.approx((0.7 * 0.8) ** 0.5)
