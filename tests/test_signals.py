@@ -69,3 +69,40 @@ def test_another_thread_listens_without_harm():
     thread.start()
     thread.join()
     assert heard == [None]
+
+
+SLOW_MODULE = """
+import os, signal, time
+os.kill(os.getpid(), signal.SIGTERM)
+try:
+    time.sleep(0.2)
+except BaseException:
+    raise RuntimeError("the library's own error")
+WHOLE = True
+"""
+
+
+@pytest.mark.parametrize("listening", [as_interrupt, lambda: StopRequest().listening()], ids=["before", "training"])
+def test_one_that_comes_inside_an_import_waits_for_its_end(listening, tmp_path, monkeypatch):
+    """Libraries turn an interrupt there into an error of theirs (diffusers' lazy modules, numpy)."""
+    (tmp_path / "slow_module.py").write_text(SLOW_MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "slow_module", raising=False)
+    with pytest.raises(KeyboardInterrupt), listening():
+        import slow_module
+
+        assert slow_module.WHOLE
+        time.sleep(5)
+    assert sys.modules.pop("slow_module").WHOLE
+
+
+def test_inside_an_import_a_second_leaves_a_training_at_once(tmp_path, monkeypatch):
+    (tmp_path / "hanging_module.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(0.3)\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(30)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt) as left, StopRequest().listening():
+        import hanging_module  # noqa: F401
+    assert time.monotonic() - start < 10 and not isinstance(left.value, Interrupted)

@@ -8,11 +8,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 LEFT_NOW = 130  # exit code
+PATIENCE = 0.05  # seconds until a signal that came inside an import is sent again
 
 
 class Interrupted(KeyboardInterrupt):
@@ -37,21 +40,15 @@ class StopRequest:
         self.asked: str | None = None  # the signal's name
         self._presses = 0
         self._deferred = False
+        self._sent_again = False
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
         """Take the signals over; they are given back at the end."""
         global _last
         _last = self
-        before = {}
-        with contextlib.suppress(ValueError):  # not the main thread
-            for number in SIGNALS:
-                before[number] = signal.signal(number, self._pressed)
-        try:
+        with _handling(SIGNALS, self._pressed):
             yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -64,31 +61,72 @@ class StopRequest:
         if self.asked is not None:  # it came too late for whoever was to ask
             raise Interrupted(f"Stopped by {self.asked}")
 
-    def _pressed(self, number: int, _frame: object) -> None:
-        self._presses += 1
+    def _pressed(self, number: int, frame: FrameType | None) -> None:
+        self._presses += not self._sent_again
+        self._sent_again = False
         self.asked = self.asked or signal.Signals(number).name
         if self._presses == 1 and not self._deferred:
+            if _importing(frame):
+                return _send_again(number, self._expect_again)
             raise Interrupted(f"Stopped by {self.asked}")
         if self._presses == 2:
             raise KeyboardInterrupt
         if self._presses > 2:  # whatever cleans up hangs
             os._exit(LEFT_NOW)
 
+    def _expect_again(self) -> None:
+        self._sent_again = True
+
 
 @contextmanager
 def as_interrupt() -> Iterator[None]:
     """Outside of a training, SIGTERM and SIGUSR1 end a process as Ctrl-C does: the run is marked, trackers close."""
 
-    def interrupt(*_: object) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if _importing(frame):
+            return _send_again(number, lambda: None)
         raise KeyboardInterrupt
 
+    with _handling(SIGNALS, interrupt):
+        yield
+
+
+_nested = 0  # how many _handling are open: a signal is sent again only while somebody is there to take it
+
+
+@contextmanager
+def _handling(numbers: tuple[signal.Signals, ...], handler: object) -> Iterator[None]:
+    """Take signals over in here; outside of the main thread nothing is changed."""
+    global _nested
     before = {}
     with contextlib.suppress(ValueError):  # not the main thread
-        for number in SIGNALS:
-            if number != signal.SIGINT:
-                before[number] = signal.signal(number, interrupt)
+        for number in numbers:
+            before[number] = signal.signal(number, handler)
+    _nested += bool(before)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        _nested -= bool(before)
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether the main thread is inside an import. An exception there becomes some library's own error, or leaves a
+    module half loaded that can't be loaded again in this process."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _send_again(number: int, announce: Callable[[], None]) -> None:
+    def send() -> None:
+        if _nested:
+            announce()
+            os.kill(os.getpid(), number)
+
+    timer = threading.Timer(PATIENCE, send)
+    timer.daemon = True
+    timer.start()
