@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from cdiff.convert import flat, to_dict
 from cdiff.errors import UserError
 from cdiff.schema import METHODS, METRICS, TASKS, ConceptConfig, Config
 from cdiff.suggest import did_you_mean
@@ -168,7 +169,8 @@ def _ranges(config: Config) -> list[str]:
 
 
 def _texts(config: Config) -> list[str]:
-    mistakes = []
+    # No file can be named so, and no tokenizer reads it.
+    mistakes = [f"{key} holds a NUL character." for key, value in flat(to_dict(config)).items() if "\0" in str(value)]
     given = [key for key in ("prompt", "prompts", "prompt_file") if getattr(config, key)]
     if len(given) > 1:
         mistakes.append(f"Give prompts in one way only, got {' and '.join(given)}.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("cdiff")
 
 FEATURES = ("eos", "release")
+SHOWN = 600  # characters of a prompt that a warning repeats
 
 
 class HasToken(Protocol):
@@ -249,7 +251,8 @@ class TextTower:
             raise ValueError(f"the tokenizer puts no end-of-text token (id {self.eos_id}) after '{prompt}'")
         if len(ids) > self.length:
             lost = self.tokenizer.decode(ids[self.length - 1 : -1]).strip()
-            log.warning("the prompt '%s' is too long for the text encoder: '%s' is cut off", prompt, lost)
+            shown, lost = (textwrap.shorten(text, SHOWN, placeholder=" ...") for text in (prompt, lost))
+            log.warning("the prompt '%s' is too long for the text encoder: '%s' is cut off", shown, lost)
             ids = [*ids[: self.length - 1], self.eos_id]
         self._tokenized[prompt] = ids + [self.tokenizer.pad_token_id] * (self.length - len(ids))
         return self._tokenized[prompt]

@@ -31,6 +31,13 @@ def half_mask(size: tuple[int, int]) -> Image.Image:
     return mask
 
 
+def test_captions_of_pictures_that_are_not_there_are_told(folder, caplog):
+    lines = [{"file_name": "0.png", "text": "here"}, {"file_name": "../../etc/passwd", "text": "there"}]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert [p.caption for p in read_concept(folder)] == ["here", None, None]
+    assert "1 of its captions are of no picture used (passwd)" in caplog.text
+
+
 def test_captions_of_text_files_and_of_metadata(folder):
     (folder / "0.txt").write_text("a dog\n on the  grass\n", encoding="utf-8-sig")
     records = [

@@ -26,6 +26,7 @@ def nothing_done(working_directory):
 # ---- words of the command line ----
 
 WORDS = {
+    "nul": (['output="a\0b"'], "output holds a NUL character"),
     "token=../../x": (["concept.token=../../x"], r"\.\./\.\./x"),
     "token=<new1>/..": (["concept.token='<new1>/..'"], "<new1>/"),
     "a token that is a word": (["concept.token=photo"], "photo"),

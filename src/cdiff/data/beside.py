@@ -48,7 +48,10 @@ def captions_of(files: Sequence[Path], place: Path) -> dict[Path, str]:
     for folder in {path.parent for path in files}:
         tables |= {folder / METADATA} if (folder / METADATA).is_file() else set()
     for table in tables:
-        found |= {table.parent / name: clean(text) for name, text in read_metadata(table) if text and clean(text)}
+        named = {table.parent / name: clean(text) for name, text in read_metadata(table) if text and clean(text)}
+        if lost := [path for path in named if path not in files]:
+            log.warning("%s: %d of its captions are of no picture used (%s)", table, len(lost), lost[0].name)
+        found |= named
     for path in files:
         file = path.with_suffix(".txt")
         if file.is_file() and file != place:
