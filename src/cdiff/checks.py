@@ -300,11 +300,12 @@ def _video(config: Config) -> list[str]:
         if task != "evaluate":
             mistakes.append(f"video.then={task} is unknown; there is: evaluate.")
     if conf.free_noise is not None and config.sampler.batch_size > 1:
-        mistakes.append(f"video.free_noise draws clip after clip: sampler.batch_size=1, not {config.sampler.batch_size}.")
+        mistakes.append(
+            f"video.free_noise draws clip after clip: sampler.batch_size=1, not {config.sampler.batch_size}."
+        )
     if conf.free_noise is not None and conf.free_noise_stride > conf.free_noise:
-        frames = f"{conf.free_noise_stride} and {conf.free_noise}"
-        mistakes.append(f"video.free_noise_stride must not be above video.free_noise, got {frames}: frames would lie in "
-                        "no window.")  # fmt: skip
+        strides = f"{conf.free_noise_stride} and {conf.free_noise}"
+        mistakes.append(f"video.free_noise_stride must not be above video.free_noise (frames between), got {strides}.")
     return mistakes
 
 
