@@ -7,12 +7,10 @@ an image's does, and in fp32 the frames are those of the stock pipeline with tha
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 
 from cdiff.errors import UserError
@@ -20,6 +18,7 @@ from cdiff.models import Base
 from cdiff.sampling import DECODE_PIXELS, Progress, Request, inference, make_sampler, quiet_import, to_images
 from cdiff.schema import SamplerConfig, VideoConfig
 from cdiff.tokens import PromptEncoder
+from cdiff.video.motion import quiet_diffusers
 
 if TYPE_CHECKING:
     from diffusers import AnimateDiffPipeline, MotionAdapter
@@ -108,7 +107,7 @@ def _draw(
     noise = torch.cat([pipe.prepare_latents(*size, generator) for generator in generators])
     prompts = [request.prompt for request in batch]
     alone = len(batch) == 1  # FreeNoise takes no lists
-    with inference(base), _quiet():
+    with inference(base), quiet_diffusers():  # it tells once more which words of a long prompt are cut off
         latents = pipe(
             prompt=prompts[0] if alone else prompts,
             negative_prompt=sampler.negative_prompt if alone else [sampler.negative_prompt] * len(batch),
@@ -133,14 +132,3 @@ def decode_frames(base: Base, latents: torch.Tensor, at_once: int) -> list[Image
     """Latents (F, C, h, w) -> F pictures, `at_once` at a time, in the very steps of the stock pipeline."""
     latents = (1 / base.vae.config.scaling_factor * latents).to(base.vae.dtype)
     return [image for part in latents.split(at_once) for image in to_images(base.vae.decode(part).sample, base.path)]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """diffusers says once more, and less clearly, which words of a long prompt are cut off."""
-    verbosity = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(verbosity)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import MotionAdapter, UNetMotionModel
+from diffusers.utils import logging as diffusers_logging
 
 from cdiff import pocket
 from cdiff.base_files import find_base, first_line
@@ -152,6 +154,17 @@ def load_motion(folder: Path, conf: VideoConfig, dtype: torch.dtype) -> MotionAd
 def animated(base: Base, motion: MotionAdapter) -> Base:
     """The base with a UNetMotionModel in its UNet's place: its own weights, whatever was put into them, and the
     adapter's. The UNet it had is left as it was; drop it to have its memory back."""
-    with torch.random.fork_rng(devices=[]), torch.device(base.unet.device):  # diffusers first draws random weights
-        unet = UNetMotionModel.from_unet2d(base.unet, motion)
+    with quiet_diffusers(), torch.random.fork_rng(devices=[]), torch.device(base.unet.device):
+        unet = UNetMotionModel.from_unet2d(base.unet, motion)  # which first draws random weights, faster on a GPU
     return replace(base, unet=unet.requires_grad_(False).eval())
+
+
+@contextmanager
+def quiet_diffusers() -> Iterator[None]:
+    """Without its warnings, where there is nothing to warn of."""
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
