@@ -136,8 +136,11 @@ def write_gif(path: Path, frames: Sequence[Image.Image], fps: int, comment: str)
     partial = path.with_name(f".{path.name}.part")
     first, *rest = frames
     options = {"duration": round(1000 / fps), "loop": 0, "comment": comment.encode("ascii", "replace")}
-    first.save(partial, format="GIF", save_all=True, append_images=rest, **options)
-    os.replace(partial, path)
+    try:
+        first.save(partial, format="GIF", save_all=True, append_images=rest, **options)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_mp4(path: Path, frames: Sequence[Image.Image], fps: int, comment: str, ffmpeg: ModuleType) -> None:
@@ -161,16 +164,6 @@ def write_mp4(path: Path, frames: Sequence[Image.Image], fps: int, comment: str,
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def read_clip(path: Path) -> list[Image.Image]:
-    """The frames of a GIF, RGB; its 256 colours are not those that were drawn."""
-    with Image.open(path) as clip:
-        frames = []
-        for number in range(getattr(clip, "n_frames", 1)):
-            clip.seek(number)
-            frames.append(clip.convert("RGB"))
-    return frames
 
 
 def _small(frame: Image.Image) -> Image.Image:
