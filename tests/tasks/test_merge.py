@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from tiny_job import words
 
 from cdiff.adapter import adapter_name, apply_adapter, load_adapter
 from cdiff.cli import main

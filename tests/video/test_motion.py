@@ -87,7 +87,7 @@ def test_weights_that_its_configuration_does_not_say(sd15_folder, motion_folder,
     folder = Path(shutil.copytree(motion_folder, tmp_path / "motion"))
     told = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(told | {"motion_max_seq_length": 16}))
-    with pytest.raises(UserError, match="can't be loaded as MotionAdapter|has a shape"):
+    with pytest.raises(UserError, match=r"can't be loaded as MotionAdapter|has a shape"):
         load_motion(folder, conf(folder), torch.float32)
     (folder / "config.json").write_text(json.dumps(told | {"_class_name": "UNet2DConditionModel"}))
     with pytest.raises(UserError, match="is a UNet2DConditionModel, and a MotionAdapter is needed"):
@@ -99,7 +99,7 @@ def test_weights_that_its_configuration_does_not_say(sd15_folder, motion_folder,
 
 def test_an_adapter_without_weights(motion_folder, tmp_path):
     folder = Path(shutil.copytree(motion_folder, tmp_path / "motion"))
-    with pytest.raises(UserError, match="no fp16 weights: say video.variant=null"):
+    with pytest.raises(UserError, match=r"no fp16 weights: say video\.variant=null"):
         load_motion(folder, conf(folder, variant="fp16"), torch.float32)
     for file in folder.glob("*.safetensors"):
         file.unlink()

@@ -21,7 +21,6 @@ from cdiff import console
 from cdiff.adapter import Adapter, load_adapter
 from cdiff.drawing import chosen_prompts, facts, moving_prompts
 from cdiff.engine import process_device
-from cdiff.errors import UserError
 from cdiff.evaluation.clips import ClipScorer
 from cdiff.evaluation.evaluating import Scoring, open_scoring
 from cdiff.evaluation.pictures import given_pictures, pictures_of_run
@@ -30,7 +29,7 @@ from cdiff.evaluation.tables import show_result, track
 from cdiff.models import DTYPES, Base, load_base, resolve_precision
 from cdiff.runs import Run, find_run
 from cdiff.sampling import Request, make_requests, sampling_steps
-from cdiff.schema import VIDEO_METRICS, Config
+from cdiff.schema import Config
 from cdiff.tasks.sample import BASE, configured, one_run, trained, without_tokens
 from cdiff.token_adjust import apply_for_sampling
 from cdiff.tracking import Tracker, open_tracker
@@ -84,12 +83,8 @@ def _requests(cfg: Config, adapter: Adapter | None) -> list[Request]:
 def _open_scoring(cfg: Config, source: Run | None, adapter: Adapter | None) -> Scored:
     given = given_pictures(cfg)
     scoring = open_scoring(cfg, cfg.model.world, process_device(cfg.device), with_references=bool(given or source))
-    measured = (*scoring.metrics, *VIDEO_METRICS)
-    if cfg.evaluate.objective not in measured:
-        raise UserError(
-            f"evaluate.objective={cfg.evaluate.objective} is not measured here; there is {', '.join(measured)}: "
-            f"evaluate.objective={measured[0]}."
-        )
+    for scorer in scoring.scorers:
+        scorer.load()  # what is wrong with a metric's model is told before the clips are drawn
     if source is None:
         return Scored(scoring, [], {NOBODY: given})
     subjects = subjects_of(source, adapter)
