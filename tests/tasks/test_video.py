@@ -225,6 +225,8 @@ def test_no_mp4_where_none_is_asked_for(job, capsys):
         (["video.motion_adapter=' '"], "video.motion_adapter is empty"),
         (["video.motion_adapter=./nowhere"], "no such folder"),
         (["video.frame=4"], "video.frames"),
+        (["video.cpu_offload=true"], "needs a GPU"),
+        (["precision=fp16"], "precision=fp16 needs a GPU"),
         (["run=nowhere"], "nowhere"),
         (["prompt='a <new2> dog'"], "<new2>"),
         (["prompt=' '"], "prompt is empty"),

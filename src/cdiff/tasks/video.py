@@ -33,7 +33,7 @@ from cdiff.schema import Config
 from cdiff.tasks.sample import BASE, configured, one_run, trained, without_tokens
 from cdiff.token_adjust import apply_for_sampling
 from cdiff.tracking import Tracker, open_tracker
-from cdiff.video.drawing import draw_clips, make_clip_pipeline
+from cdiff.video.drawing import check_memory, draw_clips, make_clip_pipeline
 from cdiff.video.motion import animated, check_fit, find_motion, load_motion
 from cdiff.video.writing import NO_FFMPEG, ClipWriter, find_ffmpeg
 
@@ -55,19 +55,40 @@ class Scored:
     pictures: dict[str, list[Picture]]
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """What `_draw` works with."""
+
+    run: Run
+    tracker: Tracker
+    base: Base
+    pipe: AnimateDiffPipeline
+    requests: list[Request]
+    scored: Scored | None
+
+
 def run(cfg: Config) -> dict[str, Any]:
     """Draw the prompts as clips. Returns where they are, and their scores with video.then=[evaluate]."""
     source = None if cfg.run == BASE else find_run(one_run(cfg), concept=list(cfg.concepts))
     adapter = load_adapter(source.folder / "adapter") if source else None
     motion_folder = find_motion(cfg.video)
     check_fit(motion_folder, cfg.model, cfg.video)
+    device = process_device(cfg.device)
+    precision = resolve_precision(cfg.precision, device)
+    check_memory(cfg.video, device)
     requests = _requests(cfg, adapter)
     scored = _open_scoring(cfg, source, adapter) if cfg.video.then else None
     run = Run.start(cfg, "video")
     with ExitStack() as stack:
         tracker = open_tracker(cfg, run)
         stack.callback(tracker.finish)
-        outcome = _draw(cfg, run, source, adapter, motion_folder, requests, scored, tracker)
+        run.note(device=str(device), precision=precision, motion=cfg.video.motion_adapter)
+        run.note(adapter=str(adapter.path) if adapter else None, trained=str(source.folder.absolute()) if source else None)
+        with run.timed("load"):
+            base, pipe = _load(cfg, adapter, motion_folder, DTYPES[precision], device)
+        drawing = Drawing(run, tracker, base, pipe, requests, scored)
+        outcome = _draw(cfg, drawing)
+        _show(run, adapter, base.path, outcome)
     run.finish(outcome)
     return outcome
 
@@ -91,46 +112,28 @@ def _open_scoring(cfg: Config, source: Run | None, adapter: Adapter | None) -> S
     return Scored(scoring, subjects, pictures_of_run(cfg, source, subjects, scoring))
 
 
-def _draw(
-    cfg: Config,
-    run: Run,
-    source: Run | None,
-    adapter: Adapter | None,
-    motion_folder: Path,
-    requests: list[Request],
-    scored: Scored | None,
-    tracker: Tracker,
-) -> dict[str, Any]:
-    """Load, draw, write, score. Returns the run's result."""
-    with run.timed("load"):
-        device = process_device(cfg.device)
-        precision = resolve_precision(cfg.precision, device)
-        run.note(device=str(device), precision=precision, motion=cfg.video.motion_adapter)
-        run.note(adapter=str(adapter.path) if adapter else None, trained=str(source.folder) if source else None)
-        base, pipe = _load(cfg, adapter, motion_folder, DTYPES[precision], device)
+def _draw(cfg: Config, drawing: Drawing) -> dict[str, Any]:
+    """Draw, write, score. Returns the run's result."""
+    run, requests, scored = drawing.run, drawing.requests, drawing.scored
     ffmpeg = find_ffmpeg() if cfg.video.mp4 else None
     if cfg.video.mp4 and ffmpeg is None:
         console.warn(NO_FFMPEG)
     scorer = ClipScorer(cfg, scored.scoring, scored.subjects, scored.pictures, run.folder) if scored else None
     said = facts(cfg, cfg.sampler) | {"motion_adapter": cfg.video.motion_adapter}
-    writer = ClipWriter(run.folder / CLIPS, run.folder / FRAMES, requests, cfg.video, said, ffmpeg)
+    clips = run.folder / CLIPS
+    writer = ClipWriter(clips, run.folder / FRAMES, requests, cfg.video, said, ffmpeg)
     files = []
     with run.timed("video"), console.progress(sampling_steps(requests, cfg.sampler), "Drawing") as ticker:
-        drawn = draw_clips(
-            base, pipe, requests, cfg.video, cfg.sampler, resolution=cfg.model.resolution, progress=ticker
-        )
-        for request, frames in drawn:
+        options = {"resolution": cfg.model.resolution, "progress": ticker}
+        for request, frames in draw_clips(drawing.base, drawing.pipe, requests, cfg.video, cfg.sampler, **options):
             files.append(writer.add(request, frames))
             if scorer is not None:
                 scorer.add(request, frames, files[-1])
         sheet = writer.sheet()
     captions = [f"{request.prompt} (seed {request.seed})" for request in requests]
-    tracker.videos("clips", files, captions, step=0)
-    outcome: dict[str, Any] = {"folder": str(run.folder), "clips": str(run.folder / CLIPS), "sheet": str(sheet)}
-    if scorer is not None:
-        outcome |= _results(cfg, run, scorer, tracker)
-    _show(run, adapter, base.path, files, sheet, len(list((run.folder / CLIPS).glob("*.mp4"))))
-    return outcome
+    drawing.tracker.videos("clips", files, captions, step=0)
+    outcome: dict[str, Any] = {"folder": str(run.folder), "clips": str(clips), "sheet": str(sheet)}
+    return outcome | (_results(cfg, run, scorer, drawing.tracker) if scorer is not None else {})
 
 
 def _load(
@@ -158,11 +161,13 @@ def _results(cfg: Config, run: Run, scorer: ClipScorer, tracker: Tracker) -> dic
     return {"evaluation": str(result.folder), "overall": overall, "objective": overall.get(cfg.evaluate.objective)}
 
 
-def _show(run: Run, adapter: Adapter | None, path: str, files: list[Path], sheet: Path, films: int) -> None:
+def _show(run: Run, adapter: Adapter | None, path: str, outcome: dict[str, Any]) -> None:
+    clips = run.folder / CLIPS
+    counts = [(len(list(clips.glob(f"*.{suffix}"))), suffix.upper()) for suffix in ("gif", "mp4")]
     rows = {
         "with": f"{adapter.path}" if adapter else f"the base model {path} alone",
-        "clips": f"{len(files)} GIF" + (f" and {films} MP4" if films else "") + f" in {run.folder / CLIPS}",
-        "sheet": sheet,
+        "clips": f"{' and '.join(f'{count} {name}' for count, name in counts if count)} in {clips}",
+        "sheet": outcome["sheet"],
         "seconds": ", ".join(f"{name} {seconds:.1f}" for name, seconds in run.info["timings"].items()),
     }
     console.summary("Done", rows)

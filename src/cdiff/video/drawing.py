@@ -34,8 +34,7 @@ def make_clip_pipeline(
     Raises:
         UserError: CPU offload without a GPU; a sampler or a number of steps that make_sampler refuses.
     """
-    if conf.cpu_offload and device.type != "cuda":
-        raise UserError("video.cpu_offload=true needs a GPU, and this run is on the CPU: leave it out.")
+    check_memory(conf, device)
     with quiet_import():
         from diffusers import AnimateDiffPipeline
     schedule = {name: value for name, value in asdict(conf.schedule).items() if value is not None}
@@ -55,6 +54,12 @@ def make_clip_pipeline(
     if conf.cpu_offload:
         pipe.enable_model_cpu_offload(device=device)
     return pipe
+
+
+def check_memory(conf: VideoConfig, device: torch.device) -> None:
+    """Raises UserError for a memory setting that the device has no use for."""
+    if conf.cpu_offload and device.type != "cuda":
+        raise UserError("video.cpu_offload=true needs a GPU, and this run is on the CPU: leave it out.")
 
 
 def draw_clips(
