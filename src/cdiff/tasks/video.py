@@ -83,7 +83,8 @@ def run(cfg: Config) -> dict[str, Any]:
         tracker = open_tracker(cfg, run)
         stack.callback(tracker.finish)
         run.note(device=str(device), precision=precision, motion=cfg.video.motion_adapter)
-        run.note(adapter=str(adapter.path) if adapter else None, trained=str(source.folder.absolute()) if source else None)
+        run.note(adapter=str(adapter.path) if adapter else None)
+        run.note(trained=str(source.folder.absolute()) if source else None)
         with run.timed("load"):
             base, pipe = _load(cfg, adapter, motion_folder, DTYPES[precision], device)
         drawing = Drawing(run, tracker, base, pipe, requests, scored)
