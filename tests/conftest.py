@@ -75,3 +75,11 @@ def task(monkeypatch):
         return seen
 
     return use
+
+
+@pytest.fixture(scope="session")
+def motion_folder(tmp_path_factory) -> Path:
+    """A motion adapter for the tiny base, made once."""
+    from motion_adapter import build_motion_adapter
+
+    return build_motion_adapter(tmp_path_factory.mktemp("motion") / "adapter")

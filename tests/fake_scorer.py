@@ -39,7 +39,7 @@ class FakeScorer:
         self.seen += list(prompts)
         features = self.encode(prepared)
         against = [
-            np.nan if r is None else float((r.features["fake"] @ f).mean()) for r, f in zip(references, features)
+            np.nan if r is None else float((r.features[self.name] @ f).mean()) for r, f in zip(references, features)
         ]
         return {
             "clip_t": np.float32([text_score(p, t) for p, t in zip(prepared, prompts)]),

@@ -63,7 +63,7 @@ def test_help_of_a_cold_process_is_quick():
         (["spl_weight=3"], "There is no setting 'spl_weight'; did you mean 'loss.spl_weight'?"),
         (["+train.stpes=3"], "There is no setting 'train.stpes'; did you mean 'train.steps'?"),
         (["concpt=dog"], "There is no setting or group 'concpt'; did you mean 'concept='"),
-        (["sampler=ddmi"], "sampler=ddmi is unknown; did you mean 'ddim' (there is: ddim, ddim100, dpmpp)?"),
+        (["sampler=ddmi"], "sampler=ddmi is unknown; did you mean 'ddim' (there is: ddim, ddim100, dpmpp, euler,"),
         (["precision=bf61"], "precision=bf61 is unknown; did you mean 'bf16'"),
         (["task=trian"], "task=trian is unknown; did you mean 'train'"),
         (["concept=[dog,tepot]"], "concept=tepot is unknown; did you mean 'teapot'"),

@@ -10,6 +10,7 @@ import yaml
 from cdiff import catalog
 from cdiff.cli import main
 from cdiff.compose import compose, to_checked_config
+from cdiff.convert import OF_ONE_TASK
 from cdiff.errors import UserError
 from cdiff.schema import Config
 
@@ -20,6 +21,8 @@ NEEDS = {
     ("concept", "folder"): ["concept.images=photos", "concept.class_word=dog"],
     ("task", "pretrain"): ["pretrain.stage=vae"],
     ("pretrain", "pocket"): ["task=pretrain", "pretrain.stage=vae"],
+    ("video", "animatediff"): ["task=video"],
+    ("video", "pocket"): ["task=video"],
     ("task", "merge"): ["runs=[a,b]"],
     ("task", "concept"): ["images=photos", "name=rex", "class_word=dog"],
     ("prior", "folder"): ["prior.images=dogs"],
@@ -60,8 +63,8 @@ def test_every_file_says_what_it_is_and_the_command_that_uses_it():
 
 
 def test_the_root_sets_every_setting_of_the_schema():
-    """No default hides in the schema alone: the YAML shows all there is. `pretrain` comes with its task only."""
-    composed = compose(["task=pretrain"])
+    """No default hides in the schema alone: the YAML shows all there is. Some groups come with their task only."""
+    composed = {key: value for task in OF_ONE_TASK for key, value in compose([f"task={task}"]).items()}
     missing = [key for key in vars(Config()) if key not in composed]
     assert not missing
 
@@ -96,6 +99,13 @@ def test_the_root_sets_every_setting_of_the_schema():
         (["sampler=ddim100"], "sampler.eta", 1.0),
         (["sampler=ddim100"], "sampler.steps", 100),
         (["loss=release"], "loss.spl_feature", "release"),
+        (["task=video"], "sampler.name", "ddim"),
+        (["task=video"], "sampler.guidance_scale", 7.5),
+        (["task=video"], "sampler.negative_prompt", "bad quality, worse quality"),
+        (["task=video"], "video.frames", 16),
+        (["task=video"], "video.schedule.beta_schedule", "linear"),
+        (["task=video", "sampler=euler"], "sampler.name", "euler"),
+        (["task=video", "video=pocket"], "video.schedule.beta_schedule", None),
     ],
 )
 def test_what_is_chosen_arrives(words, key, value):

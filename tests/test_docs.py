@@ -27,12 +27,12 @@ DRAW = ["sampler.steps=1", "images_per_prompt=1"]
 QUICK = {  # task -> settings that make it quick
     "train": [*DRAW, *ONE_PROMPT, "train.steps=1", "train.then=[]", "augment.views=2", "prior.count=2"],
     "sample": DRAW,
+    "video": [*DRAW, "video.frames=3", "video.mp4=false", "evaluate.resamples=100"],
     "evaluate": ["sampler.steps=1", *ONE_PROMPT, "evaluate.resamples=100", "logger=none"],
 }
 TINY = ["model.resolution=64", "device=cpu"]
 # Studies, reports, resuming and pretraining need what these pages do not make; they have tests of their own.
 ELSEWHERE = ("task=report", "task=pretrain", "resume=", "experiment=", "hydra/", chr(92))
-READS_A_RUN = ("sample", "evaluate", "export", "merge")  # such a task takes the run's own base
 
 
 def commands() -> list[tuple[str, str]]:
@@ -52,12 +52,13 @@ def task_of(words: list[str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def home(sd15_folder, tmp_path_factory) -> Path:
+def home(sd15_folder, motion_folder, tmp_path_factory) -> Path:
     """A folder with what the pages name: pictures, a concept file, finished runs, a folder of images."""
     folder = tmp_path_factory.mktemp("docs")
     pictures = draw_pictures(folder / "photos" / "rex", 2)
     (folder / "models").mkdir()
     (folder / "models" / "sd15").symlink_to(sd15_folder)
+    (folder / "models" / "motion").symlink_to(motion_folder)
     concept = f"# @package concepts.rex\nclass_word: dog\nimages: {pictures}\n"
     (folder / "concepts" / "concept").mkdir(parents=True)
     (folder / "concepts" / "concept" / "rex.yaml").write_text(concept)
@@ -115,6 +116,8 @@ def quick(words: list[str], base: Path) -> list[str]:
         extra += [*TINY, *own]
     if task == "train":
         extra.append("logger=none")
+    if task == "video":
+        extra.append("video.motion_adapter=models/motion")
     if any("prior=" in word for word in words) is False:
         extra = [word for word in extra if not word.startswith("prior.")]
     given = {word.split("=")[0] for word in words}
@@ -143,7 +146,7 @@ def test_every_command_runs(page, line, place, sd15_folder, monkeypatch, tmp_pat
 
 def test_there_are_commands_of_every_task_in_the_pages():
     tasks = {task_of(shlex.split(line)) for _, line in commands()}
-    assert tasks >= {"train", "sample", "evaluate", "merge", "export", "concept", "doctor"}
+    assert tasks >= {"train", "sample", "video", "evaluate", "merge", "export", "concept", "doctor"}
     assert len(commands()) >= 30
 
 

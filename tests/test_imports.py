@@ -22,7 +22,7 @@ LAYERS = (
     ("resuming",),
     ("report", "export"),
     ("evaluation",),
-    ("drawing", "class_images", "probes"),
+    ("drawing", "class_images", "probes", "video"),
     ("engine",),
     ("keeping",),
     ("checkpoint", "snapshot"),
@@ -42,7 +42,7 @@ LAYERS = (
     ("runs",),
     ("pocket",),
     ("catalog", "checks", "convert", "merging", "cost"),
-    ("schema", "suggest", "cache", "shared", "gpus"),
+    ("schema", "suggest", "cache", "shared", "gpus", "displacement"),
     ("locks", "storage", "untrusted", "hub", "provenance"),
     ("errors", "signals"),
 )

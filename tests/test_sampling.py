@@ -109,7 +109,7 @@ def test_a_long_prompt_is_named_once(sd15, caplog):
 def test_errors(sd15):
     requests = make_requests(["a dog"], 1, 0)
     with pytest.raises(UserError, match="ddim, dpmpp"):
-        sample(sd15, requests, SamplerConfig(name="euler"))
+        sample(sd15, requests, SamplerConfig(name="heun"))
     with pytest.raises(UserError, match="1000"):
         sample(sd15, requests, SamplerConfig(steps=1001))
     with torch.no_grad():

@@ -371,3 +371,21 @@ def test_a_server_that_is_not_there_is_said_once_and_the_run_is_kept():
 def _files_of(folder: str) -> list[list]:
     """Of each .wandb file: the attempt to go online may have left one too."""
     return [records_of(file) for file in sorted(Path(folder).glob("wandb/*run-*/*.wandb"))]
+
+
+def test_clips_reach_wandb_as_videos(tmp_path):
+    cfg, run = new_run("wandb")
+    tracker = open_tracker(cfg, run)
+    file = tmp_path / "a.gif"
+    picture().save(file, save_all=True, append_images=[picture().rotate(90)])
+    with pytest.raises(ValueError, match="1 clips of 'clips' came with 2 captions"):
+        tracker.videos("clips", [file], ["a dog", "a cat"], step=0)
+    tracker.videos("clips", [file], ["a dog running"], step=0)
+    tracker.finish()
+    assert not tracker.broken
+    rows = [row for row in history(wandb_records(run.folder)) if "clips/_type" in row]
+    assert [(row["clips/_type"], row["clips/captions"]) for row in rows] == [("videos", ["a dog running"])]
+    [kept] = run.folder.glob("wandb/*run-*/files/media/videos/*.gif")
+    assert kept.read_bytes() == file.read_bytes()
+    events = [json.loads(line) for line in (run.folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [event["captions"] for event in events if event["event"] == "videos"] == [["a dog running"]]

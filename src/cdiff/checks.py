@@ -9,7 +9,7 @@ from typing import Any
 
 from cdiff.convert import flat, to_dict
 from cdiff.errors import UserError
-from cdiff.schema import METHODS, METRICS, TASKS, ConceptConfig, Config
+from cdiff.schema import METHODS, METRICS, TASKS, VIDEO_METRICS, ConceptConfig, Config
 from cdiff.suggest import did_you_mean
 
 CHOICES = {
@@ -23,7 +23,7 @@ CHOICES = {
     "prior.name": ("none", "generated", "folder"),
     "optimizer.name": ("adamw",),
     "lr_schedule.name": ("constant", "constant_with_warmup", "linear", "cosine"),
-    "sampler.name": ("ddim", "dpmpp"),
+    "sampler.name": ("ddim", "dpmpp", "euler", "euler_a"),
     "format": ("diffusers", "lora", "kohya", "release", "hub"),
     "export.precision": ("fp32", "fp16"),
     "metrics.dino_preprocessing": ("auto", "dino", "folder"),
@@ -32,6 +32,11 @@ CHOICES = {
     "logger.mode": ("auto", "online", "offline"),
 }
 THEN = ("sample", "evaluate")
+SCHEDULES = {
+    "video.schedule.beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "video.schedule.timestep_spacing": ("leading", "linspace", "trailing"),
+}
+MOST_FRAMES = 1024
 MAX_SEED = 2**63 - 1
 PLAIN_NAME = r"\w[\w.-]{0,99}"  # of what names a folder
 
@@ -90,6 +95,12 @@ RANGES: dict[str, Rule] = {
     "sampler.batch_size": at_least(1),
     "sampler.token_adjust.alpha": between(0, 1),
     "sampler.token_adjust.beta": ABOVE_0,
+    "video.frames": between(1, MOST_FRAMES),
+    "video.fps": between(1, 120),
+    "video.schedule.steps_offset": between(0, 999),
+    "video.decode_frames": at_least(1),
+    "video.free_noise": at_least(2),
+    "video.free_noise_stride": at_least(1),
     "export.rank": between(1, 4096),
     "export.tolerance": ((lambda x: 0 < x < 1), "above 0 and below 1"),
     "export.images": between(0, 100),
@@ -111,6 +122,8 @@ def check(config: Config) -> None:
     if config.task == "train":
         mistakes += [*_training(config), *_concepts(config)]
     mistakes += _evaluation(config)
+    if config.task == "video":
+        mistakes += _video(config)
     if config.task == "merge":
         mistakes += _merging(config)
     if config.task == "export":
@@ -255,8 +268,9 @@ def _prior(config: Config) -> list[str]:
 
 def _evaluation(config: Config) -> list[str]:
     conf, mistakes = config.evaluate, []
-    if conf.objective not in METRICS:
-        mistakes.append(f"evaluate.objective={conf.objective} is unknown; {did_you_mean(conf.objective, METRICS)}")
+    known = [*METRICS, *VIDEO_METRICS] if config.task == "video" else list(METRICS)
+    if conf.objective not in known:
+        mistakes.append(f"evaluate.objective={conf.objective} is unknown; {did_you_mean(conf.objective, known)}")
     for key in ("report.text_metric", "report.image_metric"):
         metric = value_at(config, key)
         if metric is not None and metric not in METRICS:
@@ -273,6 +287,27 @@ def _evaluation(config: Config) -> list[str]:
         mistakes.append(f"references must be a folder of pictures or a list of them, got {config.references!r}.")
     if config.images is not None and not config.images.strip():
         mistakes.append("images is empty: images=DIR.")
+    return mistakes
+
+
+def _video(config: Config) -> list[str]:
+    conf, mistakes = config.video, []
+    for key, choices in SCHEDULES.items():
+        value = value_at(config, key)
+        if value is not None and value not in choices:
+            mistakes.append(f"{key}={value} is unknown; {did_you_mean(value, choices)}")
+    if not conf.motion_adapter.strip():
+        mistakes.append("video.motion_adapter is empty: name a folder, a hub id, or pocket.")
+    for task in conf.then:
+        if task != "evaluate":
+            mistakes.append(f"video.then={task} is unknown; there is: evaluate.")
+    if conf.free_noise is not None and config.sampler.batch_size > 1:
+        mistakes.append(
+            f"video.free_noise draws clip after clip: sampler.batch_size=1, not {config.sampler.batch_size}."
+        )
+    if conf.free_noise is not None and conf.free_noise_stride > conf.free_noise:
+        strides = f"{conf.free_noise_stride} and {conf.free_noise}"
+        mistakes.append(f"video.free_noise_stride must not be above video.free_noise (frames between), got {strides}.")
     return mistakes
 
 

@@ -12,9 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cdiff import catalog, gpus, runs
 from cdiff.checks import check
-from cdiff.convert import to_config
+from cdiff.convert import flat, to_config
 from cdiff.errors import UserError
-from cdiff.untrusted import check_settings
+from cdiff.untrusted import check_settings, read_yaml
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cdiff.schema import Config
 
 EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "optuna": "optuna"}
-READS_A_RUN = ("sample", "evaluate", "export")
+READS_A_RUN = ("sample", "video", "evaluate", "export")
 NO_RUN = "base"  # run=base: the untouched base model
 
 
@@ -74,6 +74,13 @@ def adopt_run(config: Config, words: list[str]) -> None:
     """A task that uses a training run takes its concepts, and its model and method where no word says otherwise."""
     if config.task == "merge":
         return _adopt_first(config, words)
+    _adopt_run(config, words)
+    if config.task == "video":
+        _fit_video(config, words)
+        check(config)
+
+
+def _adopt_run(config: Config, words: list[str]) -> None:
     if config.task not in READS_A_RUN or not isinstance(config.run, str) or config.run == NO_RUN:
         return
     if config.task == "evaluate" and (config.images or runs.is_sweep(config.run)):
@@ -83,6 +90,25 @@ def adopt_run(config: Config, words: list[str]) -> None:
     check(past)  # its names make folders here, and the file may be anybody's
     config.run, config.concept, config.concepts = str(run.folder), past.concept, past.concepts
     _adopt_groups(config, past, words)
+
+
+def _fit_video(config: Config, words: list[str]) -> None:
+    """Lay the settings of conf/video that fit the base over the configuration, where no word says otherwise.
+
+    Which base it is, is known once the run is read: the pocket base has an option of its own. A file that --config-dir
+    brings was composed already.
+    """
+    said = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in words)}
+    name = said.get("video", "pocket" if config.model.world == "pocket" else "animatediff")
+    file = catalog.groups()["video"].get(name)
+    values = read_yaml(file) if file else {}
+    for key, value in flat({group: values.get(group, {}) for group in ("video", "sampler")}).items():
+        if key not in said:
+            *parents, last = key.split(".")
+            holder = config
+            for parent in parents:
+                holder = getattr(holder, parent)
+            setattr(holder, last, value)
 
 
 def _adopt_first(config: Config, words: list[str]) -> None:

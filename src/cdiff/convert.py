@@ -35,7 +35,9 @@ PATHS = (
     "metrics.dino",
     "metrics.blip",
     "metrics.probe",
+    "video.motion_adapter",
 )
+OF_ONE_TASK = ("pretrain", "video")  # groups of settings that belong to the task of their name
 
 
 def to_config(values: Mapping[str, Any]) -> Config:
@@ -53,11 +55,9 @@ def to_config(values: Mapping[str, Any]) -> Config:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The configuration as plain values, in the order of the schema; `pretrain` only for the task of that name."""
+    """The configuration as plain values, in the order of the schema; groups of one task for that task only."""
     values = dataclasses.asdict(config)
-    if config.task != "pretrain":
-        del values["pretrain"]
-    return values
+    return {key: value for key, value in values.items() if key not in OF_ONE_TASK or key == config.task}
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -44,8 +44,11 @@ class Drawn:
     grid: Path
 
 
-def chosen_prompts(cfg: Config, subjects: Sequence[Subject]) -> list[str]:
-    """The prompts of `prompt=`, `prompts=` or `prompt_file=`, tokens written out; else those of the subjects' own.
+def chosen_prompts(
+    cfg: Config, subjects: Sequence[Subject], own: Callable[[Sequence[Subject]], list[str]] | None = None
+) -> list[str]:
+    """The prompts of `prompt=`, `prompts=` or `prompt_file=`, tokens written out; else what `own` makes of the subjects
+    (null: `default_prompts`).
 
     Raises:
         UserError: an unreadable or empty file, a token that no subject has, or nothing to make prompts of.
@@ -55,7 +58,7 @@ def chosen_prompts(cfg: Config, subjects: Sequence[Subject]) -> list[str]:
     elif cfg.prompt_file:
         prompts = read_prompts(cfg.prompt_file)
     else:
-        prompts = list(cfg.prompts) or default_prompts(subjects)
+        prompts = list(cfg.prompts) or (own or default_prompts)(subjects)
     return written_out(prompts, subjects)
 
 
@@ -98,14 +101,32 @@ def default_prompts(subjects: Sequence[Subject]) -> list[str]:
     """
     if not subjects:
         raise UserError("there is nothing to draw: give a prompt (prompt=, prompts= or prompt_file=).")
-    names = [f"{subject.token} {subject.class_word}".strip() for subject in subjects]
+    names = [_named(subject) for subject in subjects]
     if len(names) > 1:
         together = " next to ".join(f"a {name}" for name in names)
         return [*(f"a photo of a {name}" for name in names), together, f"{together} on the beach"]
     [name], [subject] = names, subjects
-    live = subject.class_word.lower().split()[-1] in LIVE_CLASSES
-    worn = f"a {name} wearing headphones" if live else f"a {name} on a wooden floor"
+    worn = f"a {name} wearing headphones" if _is_live(subject) else f"a {name} on a wooden floor"
     return [f"a photo of a {name}", worn, f"a {name} on the beach", f"a {name} in the snow"]
+
+
+def moving_prompts(subjects: Sequence[Subject]) -> list[str]:
+    """A prompt a subject that names a movement, for clips.
+
+    Raises:
+        UserError: there is no subject.
+    """
+    if not subjects:
+        raise UserError("there is nothing to draw: give a prompt (prompt=, prompts= or prompt_file=).")
+    return [f"a {_named(subject)} {'running' if _is_live(subject) else 'moving'} on the beach" for subject in subjects]
+
+
+def _named(subject: Subject) -> str:
+    return f"{subject.token} {subject.class_word}".strip()
+
+
+def _is_live(subject: Subject) -> bool:
+    return bool(subject.class_word) and subject.class_word.lower().split()[-1] in LIVE_CLASSES
 
 
 def draw(

@@ -10,6 +10,7 @@ log = logging.getLogger("cdiff")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 PINS = {  # of the repositories that conf/ names, where their commit is known
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+    "guoyww/animatediff-motion-adapter-v1-5-2": "6167b88ffe39b4441fdf2113e77b99a6f56b7906",
     "openai/clip-vit-base-patch32": "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
 }
 

@@ -229,7 +229,7 @@ def _pool_at_end(base: Base) -> None:
 
 def _check_index(folder: Path, path: str) -> dict[str, Any]:
     """model_index.json names the class of each part; the architectures of SD 1.x, 2.x and XL are trained here."""
-    index = _read_json(folder / "model_index.json", f"model.path={path} is not a pipeline folder: it lacks")
+    index = read_json(folder / "model_index.json", f"model.path={path} is not a pipeline folder: it lacks")
     classes = PART_CLASSES | (XL_CLASSES if _is_sdxl(index) else {})
     if _is_sdxl(index) and not (index.get("text_encoder") or [None])[0]:
         raise UserError(f"model.path={path} has the second text encoder alone (the SDXL refiner): use the SDXL base.")
@@ -260,32 +260,40 @@ def _load_tokenizer(folder: Path, name: str) -> CLIPTokenizer:
 
 def _load_model(cls: type, folder: Path, part: str, conf: ModelConfig, dtype: torch.dtype) -> nn.Module:
     """Load one part from safetensors; weights that the files do not hold are an error, never random numbers."""
-    _read_json(folder / part / "config.json", f"the part {part}/ lacks")
-    if not any((folder / part).glob("*.safetensors")):
-        other = any((folder / part).glob("*.bin"))
+    read_json(folder / part / "config.json", f"the part {part}/ lacks")
+    return read_weights(cls, folder / part, conf.variant, dtype, "model.variant")
+
+
+def read_weights(cls: type, place: Path, variant: str | None, dtype: torch.dtype, setting: str) -> nn.Module:
+    """A model from the safetensors of a folder; `setting` is the name of the one that chose the variant.
+
+    Raises:
+        UserError: files that are missing or broken, weights that lack, shapes that config.json does not say.
+    """
+    if not any(place.glob("*.safetensors")):
+        other = any(place.glob("*.bin"))
         what = "only pickled .bin weights; convert them to safetensors" if other else "no weights (*.safetensors)"
-        raise UserError(f"{folder / part} holds {what}.")
-    if conf.variant and not any((folder / part).glob(f"*.{conf.variant}*.safetensors")):
-        raise UserError(f"{folder / part} holds no {conf.variant} weights: say model.variant=null.")
+        raise UserError(f"{place} holds {what}.")
+    if variant and not any(place.glob(f"*.{variant}*.safetensors")):
+        raise UserError(f"{place} holds no {variant} weights: say {setting}=null.")
     try:
         with no_progress_bar():
             model, info = cls.from_pretrained(
-                folder,
-                subfolder=part,
-                variant=conf.variant,
+                place,
+                variant=variant,
                 dtype=dtype,
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
             )
     except Exception as error:  # safetensors, diffusers and transformers raise different families
-        raise UserError(f"{folder / part} can't be loaded as {cls.__name__}: {root_line(error)}.") from error
+        raise UserError(f"{place} can't be loaded as {cls.__name__}: {root_line(error)}.") from error
     missing = sorted(info["missing_keys"])
     if missing:
-        raise UserError(f"{folder / part} lacks {len(missing)} weights of its {cls.__name__}, first {missing[0]}.")
+        raise UserError(f"{place} lacks {len(missing)} weights of its {cls.__name__}, first {missing[0]}.")
     mismatched = [key[0] for key in info.get("mismatched_keys") or []]
     if mismatched:
-        raise UserError(f"{folder / part}: {mismatched[0]} has a shape that its config.json does not say.")
+        raise UserError(f"{place}: {mismatched[0]} has a shape that its config.json does not say.")
     return model
 
 
@@ -302,7 +310,7 @@ def no_progress_bar() -> Iterator[None]:
 
 
 def _load_scheduler(folder: Path) -> DDPMScheduler:
-    config = _read_json(folder / "scheduler" / "scheduler_config.json", "the part scheduler/ lacks")
+    config = read_json(folder / "scheduler" / "scheduler_config.json", "the part scheduler/ lacks")
     scheduler = DDPMScheduler.from_config(config)
     if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
         raise UserError(
@@ -342,7 +350,7 @@ def _check_conditions(folder: Path, base: Base) -> None:
         raise UserError(f"{folder}: the UNet takes {wanted} numbers of pooled text, size and crop; SDXL gives {given}.")
 
 
-def _read_json(path: Path, lacks: str) -> dict[str, Any]:
+def read_json(path: Path, lacks: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{lacks} {path.name} ({path}).")
     try:
@@ -361,6 +369,8 @@ __all__ = [
     "find_base",
     "load_base",
     "no_progress_bar",
+    "read_json",
+    "read_weights",
     "resolve_device",
     "resolve_precision",
 ]

@@ -14,6 +14,7 @@ def plan(cfg: Config) -> dict[str, str]:
     of_task = {
         "train": _train,
         "sample": _sample,
+        "video": _video,
         "evaluate": _evaluate,
         "merge": _merge,
         "report": _report,
@@ -141,6 +142,22 @@ def _sample(cfg: Config) -> dict[str, str]:
         | _drawing(cfg)
         | {"files": "samples/ with prompts.json and a grid, run.json, log.txt"}
     )
+
+
+def _video(cfg: Config) -> dict[str, str]:
+    video, sampler, each = cfg.video, cfg.sampler, cfg.images_per_prompt
+    count = 1 if cfg.prompt else len(cfg.prompts) or max(1, len(cfg.concepts))  # prompts of its own: one a concept
+    of = f"each prompt of {cfg.prompt_file}" if cfg.prompt_file else _count(count, "prompt")
+    files = ["clips/ with GIF" + (", MP4" if video.mp4 else "") + ", prompts.json and a contact sheet"]
+    files += ["frames/"] if video.keep_frames else []
+    files += ["evaluation/"] if video.then else []
+    drawn = f"{sampler.name} with {_count(sampler.steps, 'step')}, guidance {sampler.guidance_scale:g}"
+    return {
+        "adapter of": "none, the base model alone" if cfg.run == "base" else _listed(cfg.run),
+        "motion": f"{video.name} ({video.motion_adapter})",
+        "clips": f"{each} of {of}, {_count(video.frames, 'frame')} each at {video.fps} a second, {drawn}",
+        "files": ", ".join([*files, "run.json", "log.txt"]),
+    }
 
 
 def _pretrain(cfg: Config) -> dict[str, str]:

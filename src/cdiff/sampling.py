@@ -12,10 +12,16 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    SchedulerMixin,
+)
 from PIL import Image
 from transformers.utils import logging as transformers_logging
 
@@ -29,7 +35,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cdiff")
 
-SCHEDULERS = {"ddim": DDIMScheduler, "dpmpp": DPMSolverMultistepScheduler}
+SCHEDULERS = {
+    "ddim": DDIMScheduler,
+    "dpmpp": DPMSolverMultistepScheduler,
+    "euler": EulerDiscreteScheduler,
+    "euler_a": EulerAncestralDiscreteScheduler,
+}
 DECODE_PIXELS = 4 * 512 * 512  # decoded at once: the VAE needs far more memory a pixel than the UNet
 
 Progress = Callable[[int], None]  # told the number of sampler steps just done
@@ -59,8 +70,9 @@ def make_requests(prompts: Sequence[str], images_per_prompt: int, seed: int) -> 
     return [Request(p, i, image_seed(seed, p, i)) for p in unique for i in range(images_per_prompt)]
 
 
-def make_sampler(base: Base, conf: SamplerConfig) -> DDIMScheduler | DPMSolverMultistepScheduler:
-    """The sampler named by `conf` on the noise schedule and prediction type of the base.
+def make_sampler(base: Base, conf: SamplerConfig, **schedule: Any) -> SchedulerMixin:
+    """The sampler named by `conf` on the prediction type and noise schedule of the base, but for what `schedule` says
+    of the latter ("beta_schedule": "linear").
 
     Raises:
         UserError: unknown name, or more steps than the noise schedule has.
@@ -70,17 +82,14 @@ def make_sampler(base: Base, conf: SamplerConfig) -> DDIMScheduler | DPMSolverMu
     steps = base.scheduler.config.num_train_timesteps
     if not 1 <= conf.steps <= steps:
         raise UserError(f"sampler.steps={conf.steps} must lie between 1 and the {steps} steps of the noise schedule.")
-    return SCHEDULERS[conf.name].from_config(base.scheduler.config, clip_sample=False)
+    config = dict(base.scheduler.config) | {"clip_sample": False} | schedule
+    return SCHEDULERS[conf.name].from_config(config)
 
 
 def make_pipeline(base: Base, conf: SamplerConfig) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
     """diffusers' pipeline around the base's parts, without a safety checker."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # this import warns that torchvision is missing; nothing here needs it
-    try:
+    with quiet_import():
         from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     parts = {
         "vae": base.vae,
         "text_encoder": base.text_encoder,
@@ -101,6 +110,17 @@ def make_pipeline(base: Base, conf: SamplerConfig) -> StableDiffusionPipeline | 
         pipe = StableDiffusionPipeline(**parts, safety_checker=None, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@contextmanager
+def quiet_import() -> Iterator[None]:
+    """Pipelines' imports warn that torchvision is missing; nothing here needs it."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 @torch.no_grad()
@@ -134,7 +154,7 @@ def sample(
             progress(1)
         return {}
 
-    with _inference(base):
+    with inference(base):
         prompts = {request.prompt for request in requests} | {conf.negative_prompt}
         embeds = _embed(prompts, encoder or PromptEncoder(base))
         if base.zero_empty_prompt and "" in embeds:  # of no request: an empty prompt would be refused before
@@ -180,10 +200,19 @@ def decode(base: Base, latents: torch.Tensor) -> list[Image.Image]:
     """
     config = base.vae.config
     latents = latents.to(base.vae.dtype) / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-    pixels = base.vae.decode(latents, return_dict=False)[0].float()
+    return to_images(base.vae.decode(latents, return_dict=False)[0], base.path)
+
+
+def to_images(pixels: torch.Tensor, path: str) -> list[Image.Image]:
+    """What the VAE of the model `path` decoded, (B, 3, H, W) in [-1, 1] -> RGB images.
+
+    Raises:
+        UserError: when the pixels aren't finite.
+    """
+    pixels = pixels.float()
     if not pixels.isfinite().all():
         raise UserError(
-            f"The model {base.path} drew images that aren't finite numbers; draw again with precision=fp32, "
+            f"The model {path} drew images that aren't finite numbers; draw again with precision=fp32, "
             "or train with a lower optimizer.learning_rate if that doesn't help."
         )
     levels = ((pixels * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)  # in the very steps of diffusers
@@ -209,9 +238,10 @@ def _stacked(embeds: Sequence[dict[str, torch.Tensor]], prefix: str) -> dict[str
 
 
 @contextmanager
-def _inference(base: Base) -> Iterator[None]:
-    """Run the UNet in its own precision while latents and the sampler's arithmetic stay in fp32: in bf16 a hundred
-    small steps lose what they add. During training the trained weights are fp32 among half-precision ones: autocast.
+def inference(base: Base) -> Iterator[None]:
+    """Run the UNet, or the motion UNet in its place, in its own precision while latents and the sampler's arithmetic
+    stay in fp32: in bf16 a hundred small steps lose what they add. During training the trained weights are fp32 among
+    half-precision ones: autocast.
     """
     unet = base.unet
     weights = {parameter.dtype for parameter in unet.parameters()}
@@ -223,10 +253,12 @@ def _inference(base: Base) -> Iterator[None]:
         hidden = named["encoder_hidden_states"].to(lowest)
         return (inputs[0].to(lowest), *inputs[1:]), named | {"encoder_hidden_states": hidden}
 
-    hooks = [
-        unet.register_forward_pre_hook(narrow, with_kwargs=True),
-        unet.register_forward_hook(lambda _unet, _inputs, output: (output[0].float(), *output[1:])),
-    ]
+    def widen(_unet: object, _inputs: tuple, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (output[0].float(), *output[1:])
+        return type(output)(sample=output.sample.float())
+
+    hooks = [unet.register_forward_pre_hook(narrow, with_kwargs=True), unet.register_forward_hook(widen)]
     training = unet.training
     unet.eval()
     # On a CPU torch computes a linear layer in other steps where its weight may take a gradient, though none is asked

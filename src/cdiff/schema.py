@@ -26,7 +26,8 @@ METHODS = {  # method -> what its method.train_unet may be
     "dreambooth": ("all",),
     "lora": ("lora",),
 }
-TASKS = ("train", "sample", "evaluate", "merge", "report", "export", "concept", "doctor", "pretrain")
+VIDEO_METRICS = ("frame_consistency", "motion")  # of a clip as a whole, beside the means over its frames
+TASKS = ("train", "sample", "video", "evaluate", "merge", "report", "export", "concept", "doctor", "pretrain")
 
 
 @dataclass
@@ -151,13 +152,43 @@ class TokenAdjustConfig:
 
 @dataclass
 class SamplerConfig:
-    name: str = "dpmpp"  # ddim | dpmpp
+    name: str = "dpmpp"  # ddim | dpmpp | euler | euler_a
     steps: int = 25
     guidance_scale: float = 6.0
     eta: float = 0.0
     batch_size: int = 8
     negative_prompt: str = ""
     token_adjust: TokenAdjustConfig = field(default_factory=TokenAdjustConfig)
+
+
+@dataclass
+class VideoScheduleConfig:
+    """The noise schedule that a motion adapter was trained under. null: the base model's own."""
+
+    beta_schedule: str | None = None  # linear | scaled_linear | squaredcos_cap_v2
+    steps_offset: int | None = None
+    timestep_spacing: str | None = None  # leading | linspace | trailing
+
+
+@dataclass
+class VideoConfig:
+    """Clips of a tuned concept, by AnimateDiff (cdiff.video). Sampler, steps and guidance stand under `sampler`."""
+
+    name: str = "animatediff"
+    motion_adapter: str = "pocket"  # a folder, a hub id, or "pocket" for the one made for the pocket base
+    revision: str | None = None
+    variant: str | None = None  # of the adapter's weight file: fp16
+    frames: int = 16
+    fps: int = 8
+    schedule: VideoScheduleConfig = field(default_factory=VideoScheduleConfig)
+    mp4: bool = True  # beside the GIF; needs imageio-ffmpeg
+    keep_frames: bool = False  # every frame as a PNG too
+    decode_frames: int | None = None  # that the VAE decodes at once; null: as many as four pictures of 512 px are
+    vae_slicing: bool = False  # the VAE decodes frame after frame
+    free_noise: int | None = None  # FreeNoise: frames that look at one another, in windows; null: all of them
+    free_noise_stride: int = 4  # frames from one window to the next
+    cpu_offload: bool = False  # each part of the model is on the GPU while it works only
+    then: list[str] = field(default_factory=list)  # [evaluate]: score the frames
 
 
 @dataclass
@@ -307,6 +338,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lr_schedule: LRScheduleConfig = field(default_factory=LRScheduleConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

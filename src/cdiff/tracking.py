@@ -44,6 +44,12 @@ class Tracker:
             raise ValueError(f"{len(images)} images of '{name}' came with {len(captions)} captions")
         self._event({"event": "images", "step": step, "name": name, "captions": list(captions)})
 
+    def videos(self, name: str, files: Sequence[Path], captions: Sequence[str], step: int) -> None:
+        """Clips of one kind, as GIF files (played by wandb alone)."""
+        if len(files) != len(captions):
+            raise ValueError(f"{len(files)} clips of '{name}' came with {len(captions)} captions")
+        self._event({"event": "videos", "step": step, "name": name, "captions": list(captions)})
+
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table by name; a cell is a number, a text, null or a PIL image (shown by wandb alone)."""
         self._event({"event": "table", "name": name, "columns": list(columns), "rows": len(rows)})
@@ -97,6 +103,10 @@ class WandbTracker(Tracker):
         super().images(name, images, captions, step)
         self._send_images(name, [as_pil(image) for image in images], captions, step)
 
+    def videos(self, name: str, files: Sequence[Path], captions: Sequence[str], step: int) -> None:
+        super().videos(name, files, captions, step)
+        self._send_videos(name, files, captions, step)
+
     def summary(self, values: Mapping[str, Any]) -> None:
         super().summary(values)
         self._summarise(values)
@@ -123,6 +133,13 @@ class WandbTracker(Tracker):
 
         pictures = [wandb.Image(image, caption=caption) for image, caption in zip(images, captions)]
         self.session.log({name: pictures, "step": step})
+
+    @_never_stop
+    def _send_videos(self, name: str, files: Sequence[Path], captions: Sequence[str], step: int) -> None:
+        import wandb
+
+        clips = [wandb.Video(str(file), caption=caption, format="gif") for file, caption in zip(files, captions)]
+        self.session.log({name: clips, "step": step})
 
     @_never_stop
     def _summarise(self, values: Mapping[str, Any]) -> None:

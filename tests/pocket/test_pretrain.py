@@ -435,3 +435,62 @@ def test_the_card_tells_of_each_model(copied):
 def test_a_card_without_records_is_an_error(tmp_path):
     with pytest.raises(UserError, match="records"):
         make("card", tmp_path)
+
+
+def test_task_video_draws_with_the_adapter_that_was_made(made):
+    from PIL import Image
+
+    from cdiff.cli import main
+
+    weights = made / "weights"
+    job = ["task=video", "run=base", "device=cpu", f"model.path={weights / 'base'}", "sampler.steps=2", "output=out"]
+    job += [f"video.motion_adapter={weights / 'motion'}", "prompt='a dog running on the beach'", "video.mp4=false"]
+    assert main(job) == 0
+    with Image.open("out/clips/a-dog-running-on-the-beach-0.gif") as clip:
+        assert clip.n_frames == 16 and clip.size == (128, 128)
+    config = json.loads(Path("out/clips/prompts.json").read_text())["a-dog-running-on-the-beach-0.gif"]
+    assert config["guidance_scale"] == 5.0 and config["negative_prompt"] == ""  # of video=pocket, taken by itself
+
+
+def test_the_motion_stage_on_a_base_made_elsewhere(made, tmp_path):
+    shutil.copytree(made / "clips", tmp_path / "clips")
+    with pytest.raises(UserError, match="stage motion needs the weights of stage vae"):
+        make("motion", tmp_path)
+    with pytest.raises(UserError, match="there is no base model"):
+        make("motion", tmp_path, base=str(tmp_path))
+    make("motion", tmp_path, base=str(made / "weights" / "base"))
+    ours, theirs = (f / "weights" / "motion" / "diffusion_pytorch_model.safetensors" for f in (tmp_path, made))
+    assert ours.read_bytes() == theirs.read_bytes() and not (tmp_path / "weights" / "base").exists()
+
+
+def test_the_shipped_base_takes_a_motion_adapter(made, tmp_path):
+    """Its own vocabulary and shapes: what a user without the pretraining run of the base makes an adapter for."""
+    from cdiff.pocket import WEIGHTS
+    from cdiff.schema import ModelConfig, VideoConfig
+    from cdiff.video.motion import check_fit
+
+    shutil.copytree(made / "clips", tmp_path / "clips")
+    make("motion", tmp_path, base="shipped", steps=1, batch_size=1)
+    motion = tmp_path / "weights" / "motion"
+    assert (motion / "diffusion_pytorch_model.safetensors").stat().st_size < 16 * 2**20
+    check_fit(motion, ModelConfig(path=str(WEIGHTS / "base")), VideoConfig(motion_adapter=str(motion), frames=32))
+
+
+def test_the_scores_of_the_motion_adapter(copied):
+    """Drawn as task=video draws, judged by the probe; kept beside the scores of the other models."""
+    from cdiff.cli import main
+
+    path = copied / "weights" / "scores.json"
+    path.write_text(json.dumps({"vae": {"psnr_db": 31.5}}))
+    small = "{prompts: 1, clips: 2, clips_at_once: 2, only: [motion], guidance_scale: 5.0, steps: 2}"
+    job = ["task=pretrain", "pretrain.stage=scores", f"pretrain.folder={copied}", "device=cpu"]
+    assert main([*job, f"pretrain.settings.scores={small}"]) == 0
+    scores = json.loads(path.read_text())
+    assert scores["vae"] == {"psnr_db": 31.5} and scores["motion"]["moving_clips"] == 2
+    asked = {"moving_as_asked", "moving_all_stay", "moving_class_stays", "moving_scene_stays", "still_as_asked"}
+    assert asked <= set(scores["motion"]) and all(0 <= scores["motion"][name] <= 100 for name in asked)
+    make("card", copied)
+    assert (
+        f"| motion | moving_as_asked | {scores['motion']['moving_as_asked']} |"
+        in (copied / "weights" / "README.md").read_text()
+    )

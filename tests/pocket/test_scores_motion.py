@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance
 
+from cdiff.displacement import displacement
 from cdiff.pocket.pretrain.probe import build_probe
 from cdiff.pocket.pretrain.scores import spoken
 from cdiff.pocket.pretrain.scores_motion import (
     MOVES,
     clip_prompts,
-    displacement,
     fresh_clip,
     is_right,
     score_motion,

@@ -23,3 +23,19 @@ def trained(sd15_folder, tmp_path_factory) -> Path:
     finally:
         os.chdir(before)
     return home / "run"
+
+
+@pytest.fixture(scope="session")
+def second(sd15_folder, tmp_path_factory) -> Path:
+    """A run of a cat, its token <new2>."""
+    from cdiff.cli import main
+
+    home = tmp_path_factory.mktemp("second")
+    before = Path.cwd()
+    os.chdir(home)
+    try:
+        job = [*words(sd15_folder, draw_pictures(home / "cats")), "concept.class_word=cat", "concept.token=new2"]
+        assert main([*job, "train.then=[]", "seed=7", f"output={home / 'run'}"]) == 0
+    finally:
+        os.chdir(before)
+    return home / "run"

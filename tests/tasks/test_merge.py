@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from tiny_job import draw_pictures, words
 
 from cdiff.adapter import adapter_name, apply_adapter, load_adapter
 from cdiff.cli import main
@@ -18,20 +16,6 @@ from cdiff.models import load_base
 from cdiff.runs import find_run
 from cdiff.schema import ModelConfig
 from cdiff.tokens import PromptEncoder
-
-
-@pytest.fixture(scope="session")
-def second(sd15_folder, tmp_path_factory) -> Path:
-    """A run of a cat, its token <new2>."""
-    home = tmp_path_factory.mktemp("second")
-    before = Path.cwd()
-    os.chdir(home)
-    try:
-        job = [*words(sd15_folder, draw_pictures(home / "cats")), "concept.class_word=cat", "concept.token=new2"]
-        assert main([*job, "train.then=[]", "seed=7", f"output={home / 'run'}"]) == 0
-    finally:
-        os.chdir(before)
-    return home / "run"
 
 
 def merge(*runs: Path, extra: tuple[str, ...] = ()) -> int:

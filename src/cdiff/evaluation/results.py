@@ -39,6 +39,8 @@ class Result:
         return self.folder / CSV_FILE
 
     def published(self) -> list[Published]:
+        if self.facts.get("of") == "clips":
+            return []  # papers measured images
         return published(str(self.facts.get("protocol")), len(self.concepts))
 
     def objective(self, metric: str) -> float | None:

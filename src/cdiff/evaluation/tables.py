@@ -29,12 +29,15 @@ PICTURED = 100  # prompts of the dashboard's table that show an image
 def show_result(result: Result) -> None:
     """Metric, mean, interval, and what others published; below, which models gave the numbers."""
     overall, lines = result.summary.overall(), result.published()
-    columns = ["metric", "mean", "95 % interval", "prompts", "images", LABEL]
+    of = str(result.facts.get("of", "images"))
+    columns = ["metric", "mean", "95 % interval", "prompts", of, LABEL]
     rows = [
         [name, number(e.mean), interval(e), str(e.count), str(e.images), cell(lines, name)]
         for name, e in overall.items()
     ]
-    show(f"{result.name}: {result.facts.get('protocol') or 'images'}", columns, rows, NOTE)
+    if not lines:
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    show(f"{result.name}: {result.facts.get('protocol') or of}", columns, rows, NOTE)
     by_model: dict[str, list[str]] = {}
     for name in overall:
         by_model.setdefault(result.models[name], []).append(name)

@@ -14,6 +14,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cdiff.evaluation.published import LABEL, published
+from cdiff.report.clips import read_clips
 from cdiff.report.figures import Plot, described
 from cdiff.report.pictures import Embedder
 from cdiff.report.study import Picture, RunRecord, Study
@@ -72,6 +73,7 @@ def write_page(
         plots=plots,
         attention=[(r.label, uri, _attention_alt(r)) for r, sheet in attention if (uri := embed(sheet))],
         viewer=viewer_data(viewer, embed),
+        clips=[(one, [(embed.clip(c.file), c) for c in one.clips]) for one in read_clips(study.videos)],
         commands=study.commands,
         alone=[(run.label, alone(run, study)) for run in study.runs],
         environment=environment_rows(study),

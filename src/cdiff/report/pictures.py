@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageSequence, UnidentifiedImageError
 
 SIDES = (256, 192, 128, 96, 64)
 QUALITY = 80
@@ -35,9 +35,16 @@ class Embedder:
 
     def __call__(self, file: Path, side: int | None = None) -> str | None:
         """The picture as a data URI; null when it can't be read or the budget is spent (`dropped` counts these)."""
-        key = (file, side or self.side)
+        return self._uri(file, side or self.side, encode)
+
+    def clip(self, file: Path) -> str | None:
+        """A clip likewise, moving."""
+        return self._uri(file, self.side, encode_clip)
+
+    def _uri(self, file: Path, side: int, encoder: Callable[[Path, int], bytes | None]) -> str | None:
+        key = (file, side)
         if key not in self._kept:
-            data = encode(file, key[1])
+            data = encoder(file, side)
             uri = None if data is None else f"data:image/webp;base64,{base64.b64encode(data).decode()}"
             if uri is not None and self.spent + len(uri) > self.budget:
                 self.dropped += 1
@@ -45,6 +52,22 @@ class Embedder:
             self.spent += len(uri or "")
             self._kept[key] = uri
         return self._kept[key]
+
+
+def encode_clip(file: Path, side: int) -> bytes | None:
+    """An animated WebP of a GIF, its longer side at most `side`; null for what is no picture."""
+    try:
+        with Image.open(file) as clip:
+            duration = int(clip.info.get("duration") or 125)
+            frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(clip)]
+    except (OSError, UnidentifiedImageError):
+        return None
+    for frame in frames:
+        frame.thumbnail((side, side))
+    out = io.BytesIO()
+    options = {"duration": duration, "loop": 0, "quality": QUALITY, "method": 3}
+    frames[0].save(out, "WEBP", save_all=True, append_images=frames[1:], **options)
+    return out.getvalue()
 
 
 def encode(file: Path, side: int) -> bytes | None:

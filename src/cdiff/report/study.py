@@ -56,7 +56,7 @@ class RunRecord:
     def metrics(self) -> dict[str, Any]:
         """metrics.json of the run's evaluation (the newest of several); empty without one."""
         files = sorted(self.folder.glob("evaluation/*/metrics.json"), key=lambda file: file.stat().st_mtime)
-        return _json(files[-1]) if files else {}
+        return read_json(files[-1]) if files else {}
 
     @property
     def overall(self) -> dict[str, dict[str, float | None]]:
@@ -126,6 +126,7 @@ class Study:
     swept: list[str]  # keys in which the runs differ
     shared: dict[str, Any]  # the settings in which they agree
     commands: list[str] = field(default_factory=list)
+    videos: list[Run] = field(default_factory=list)  # runs of task=video, for cdiff.report.clips
 
     @property
     def metrics(self) -> list[str]:
@@ -133,7 +134,7 @@ class Study:
 
 
 def read_study(specs: Sequence[Path], title: str | None = None) -> Study:
-    """The runs of sweep folders and single runs.
+    """The runs of sweep folders and single runs; of runs of task=video alone, the runs their clips were drawn with too.
 
     Raises:
         UserError: a path that holds no run at all, or no run is finished.
@@ -146,6 +147,11 @@ def read_study(specs: Sequence[Path], title: str | None = None) -> Study:
         runs += own
         foreign += others
         commands += [call["command"] for call in (read_sweep(path) or {}).get("calls", []) if "command" in call]
+    videos = [run for run in runs if run.info.get("task") == "video" and run.status == "done"]
+    if videos and len(videos) == len(runs):
+        own, lost_ones = _trained_by(videos)
+        runs += own
+        foreign += lost_ones
     records = []
     for run in runs:
         if run.status == "done" and run.info.get("task") in TRAINED:
@@ -163,7 +169,18 @@ def read_study(specs: Sequence[Path], title: str | None = None) -> Study:
     shared_by_all, swept = _compared(records)
     _name(records, swept)
     commands = list(dict.fromkeys(commands))
-    return Study(title or _title(specs), records, lost, foreign, swept, shared_by_all, commands)
+    return Study(title or _title(specs), records, lost, foreign, swept, shared_by_all, commands, videos)
+
+
+def _trained_by(videos: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """The training runs that clips were drawn with, each once, and a sentence for each that can't be read."""
+    found, lost = [], []
+    for folder in dict.fromkeys(run.info["trained"] for run in videos if run.info.get("trained")):
+        try:
+            found.append(Run(Path(folder)))
+        except UserError as error:
+            lost.append(str(error))
+    return found, lost
 
 
 def _runs_of(path: Path) -> tuple[list[Run], list[str]]:
@@ -178,7 +195,7 @@ def _runs_of(path: Path) -> tuple[list[Run], list[str]]:
 
 
 def _is_other(run: Run) -> bool:
-    return run.status == "done" and run.info.get("task") not in TRAINED
+    return run.status == "done" and run.info.get("task") not in (*TRAINED, "video")
 
 
 def _unfinished(run: Run) -> Unfinished:
@@ -226,7 +243,7 @@ def _short(value: Any) -> str | None:
 def read_pictures(folder: Path) -> list[Picture]:
     """What prompts.json of a folder names and is there; nothing where it can't be read."""
     found = []
-    for name, entry in _json(folder / "prompts.json").items():
+    for name, entry in read_json(folder / "prompts.json").items():
         file = folder / name
         if isinstance(entry, Mapping) and file.is_file():
             found.append(
@@ -235,7 +252,8 @@ def read_pictures(folder: Path) -> list[Picture]:
     return found
 
 
-def _json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none to read."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

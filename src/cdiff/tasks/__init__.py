@@ -13,6 +13,7 @@ from cdiff.suggest import did_you_mean
 MODULES = {
     "train": "cdiff.tasks.train",
     "sample": "cdiff.tasks.sample",
+    "video": "cdiff.tasks.video",
     "evaluate": "cdiff.tasks.evaluate",
     "merge": "cdiff.tasks.merge",
     "report": "cdiff.tasks.report",

@@ -18,16 +18,15 @@ from typing import Any
 
 from cdiff import console
 from cdiff.adapter import Adapter, load_adapter
-from cdiff.data.images import Picture, read_folder
 from cdiff.engine import process_device
-from cdiff.errors import UserError
 from cdiff.evaluation.compare import Comparison, compare
 from cdiff.evaluation.drawn import adapter_digest
-from cdiff.evaluation.evaluating import Scoring, evaluate_images, evaluate_run, open_scoring
+from cdiff.evaluation.evaluating import evaluate_images, evaluate_run, open_scoring
+from cdiff.evaluation.pictures import given_pictures, pictures_of_run
 from cdiff.evaluation.protocol import coverage
 from cdiff.evaluation.results import Result, over_concepts, write_collection
 from cdiff.evaluation.rows import read_rows
-from cdiff.evaluation.runs import TrainedSubject, config_of_run, find_runs, labels, settings, subjects_of
+from cdiff.evaluation.runs import config_of_run, find_runs, labels, settings, subjects_of
 from cdiff.evaluation.tables import show_comparison, show_result, show_results, track
 from cdiff.models import DTYPES, Base, load_base, resolve_precision
 from cdiff.runs import Run
@@ -79,7 +78,7 @@ def _evaluate_runs(cfg: Config, runs: list[Run]) -> list[Result]:
         adapter = load_adapter(run.folder / "adapter")
         facts = {"name": name, "run": str(run.folder.absolute()), "method": own.method.name, "setting": setting}
         subjects = subjects_of(run, adapter)
-        pictures = _pictures_of_run(own, run, subjects, opened[world])
+        pictures = pictures_of_run(own, run, subjects, opened[world])
         made = adapter_digest(run.folder / "adapter")
         base = _loader(own, adapter)
         results.append(evaluate_run(own, subjects, pictures, run.folder, opened[world], base, made, facts))
@@ -87,40 +86,11 @@ def _evaluate_runs(cfg: Config, runs: list[Run]) -> list[Result]:
 
 
 def _evaluate_images(cfg: Config, run: Run) -> Result:
-    pictures = _given_references(cfg)
+    pictures = given_pictures(cfg)
     scoring = open_scoring(cfg, cfg.model.world, process_device(cfg.device), with_references=bool(pictures))
     folder = Path(cfg.images)
     facts = {"name": folder.resolve().name, "images_of": str(folder.absolute()), "protocol": None}
     return evaluate_images(cfg, folder, pictures, scoring, facts | {"folder": str(run.folder)})
-
-
-def _pictures_of_run(
-    cfg: Config, run: Run, subjects: list[TrainedSubject], scoring: Scoring
-) -> dict[str, list[Picture]]:
-    """Concept -> its real pictures: those of `references=`, else the ones the run was trained on.
-
-    Raises:
-        UserError: there are none, and a metric compares with them.
-    """
-    if not any(scorer.needs_references for scorer in scoring.scorers):
-        return {}
-    given = _given_references(cfg)
-    if given and len(subjects) > 1:
-        raise UserError(f"references= is for one concept, and {run.folder} has {len(subjects)}: leave it out.")
-    if given:
-        return {subjects[0].name: given}
-    try:
-        return {subject.name: read_folder(subject.pictures()) for subject in subjects}
-    except UserError as error:
-        raise UserError(
-            f"{str(error).rstrip('.')}: these are the reference pictures of {run.folder}; give them as references=DIR, "
-            "or leave image metrics out, metrics.names=[clip_t]."
-        ) from error
-
-
-def _given_references(cfg: Config) -> list[Picture]:
-    folders = cfg.references if isinstance(cfg.references, list) else [cfg.references] if cfg.references else []
-    return [picture for folder in folders for picture in read_folder(folder)]
 
 
 def _loader(cfg: Config, adapter: Adapter) -> Callable[[], Base]:

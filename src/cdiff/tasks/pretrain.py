@@ -92,40 +92,27 @@ def _drawer(weights: Path, settings: dict, cfg: Config):
 
 
 def _clip_drawer(weights: Path, settings: dict, cfg: Config):
-    """prompts -> clips (lists of pictures), by the pretrained base and motion adapter in diffusers' own pipeline."""
+    """prompts -> clips (lists of pictures), as task=video draws them with the pretrained base and motion adapter."""
     import torch
-    from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter
 
     from cdiff.models import load_base, resolve_device
-    from cdiff.sampling import image_seed
-    from cdiff.schema import ModelConfig
+    from cdiff.sampling import Request, image_seed
+    from cdiff.schema import ModelConfig, SamplerConfig, VideoConfig
+    from cdiff.video.drawing import draw_clips, make_clip_pipeline
+    from cdiff.video.motion import animated, load_motion
 
-    device = str(resolve_device(cfg.device))
-    base = load_base(ModelConfig(path=str(weights / "base")), torch.float32, device)
-    pipe = AnimateDiffPipeline(
-        vae=base.vae,
-        text_encoder=base.text_encoder,
-        tokenizer=base.tokenizer,
-        unet=base.unet,
-        motion_adapter=MotionAdapter.from_pretrained(weights / "motion", torch_dtype=torch.float32),
-        scheduler=DDIMScheduler.from_pretrained(weights / "motion"),
-    ).to(device)
-    pipe.set_progress_bar_config(disable=True)
+    device = resolve_device(cfg.device)
+    video = VideoConfig(name="pocket", motion_adapter=str(weights / "motion"))
+    steps, scale = settings["steps"], settings["guidance_scale"]
+    sampler = SamplerConfig(name="ddim", steps=steps, guidance_scale=scale, batch_size=settings.get("clips_at_once", 1))
+    base = load_base(ModelConfig(path=str(weights / "base")), torch.float32, str(device))
+    motion = load_motion(weights / "motion", video, torch.float32)
+    base = animated(base, motion)
+    pipe = make_clip_pipeline(base, motion, video, sampler, device)
 
-    def draw(prompts: list[str], at_once: int = 10) -> list:
-        clips = []
-        for start in range(0, len(prompts), at_once):
-            some = prompts[start : start + at_once]
-            seeds = [image_seed(cfg.seed, p, start + i) for i, p in enumerate(some)]
-            clips += pipe(
-                some,
-                num_frames=16,
-                height=base.vae.config.sample_size,
-                width=base.vae.config.sample_size,
-                num_inference_steps=settings["steps"],
-                guidance_scale=settings["guidance_scale"],
-                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            ).frames
-        return clips
+    def draw(prompts: list[str]) -> list:
+        requests = [Request(p, i, image_seed(cfg.seed, p, i)) for i, p in enumerate(prompts)]
+        side = base.vae.config.sample_size
+        return [frames for _, frames in draw_clips(base, pipe, requests, video, sampler, resolution=side)]
 
     return draw

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cdiff.errors import UserError
+from cdiff.pocket import WEIGHTS
 
 STAGES = (
     *("pictures", "judge", "clips"),  # render
@@ -65,12 +66,29 @@ def run_stage(
             f"no {kind} in {folder / data}: run task=pretrain pretrain.stage={data} first "
             "(it may go on rendering while the models train)"
         )
-    for need in NEEDS.get(stage, ()):
+    needs = () if stage == "motion" and base_of_motion(weights, settings) != weights / "base" else NEEDS.get(stage, ())
+    for need in needs:
         if not (record_of(weights, need).exists() or settings.get("wait")):
             raise UserError(f"stage {stage} needs the weights of stage {need} in {weights}: run that one first")
     if stage != "motion":
         settings = {"pictures": pictures} | settings
     return _train(stage, folder / data, weights, settings, minutes, device, log)
+
+
+def base_of_motion(weights: Path, settings: dict) -> Path:
+    """The folder of the base that the motion stage is for: settings["base"] ("shipped", or a folder), else the one made
+    beside it.
+
+    Raises:
+        UserError: no such folder.
+    """
+    named = settings.get("base")
+    if named is None:
+        return weights / "base"
+    folder = WEIGHTS / "base" if named == "shipped" else Path(named).expanduser()
+    if not (folder / "unet").is_dir():
+        raise UserError(f"pretrain.settings.motion.base={named}: there is no base model in {folder}")
+    return folder
 
 
 def record_of(weights: Path, stage: str) -> Path:

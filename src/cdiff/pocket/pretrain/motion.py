@@ -14,6 +14,7 @@ from accelerate import PartialState
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from transformers import CLIPTextModel
 
+from cdiff.pocket.pretrain import base_of_motion
 from cdiff.pocket.pretrain.clips import CAPTIONS, ClipLatents
 from cdiff.pocket.pretrain.loop import compiled, fit, part_ways, save_half, wait_for
 from cdiff.pocket.pretrain.tokenizer import MAX_LENGTH, build_tokenizer, check_vocabulary
@@ -57,7 +58,7 @@ def joined(unet: UNet2DConditionModel, adapter: MotionAdapter) -> UNetMotionMode
 
 def train_motion(clips: Path, device: torch.device, settings: dict, minutes: float | None, folder: Path, log) -> int:
     torch.manual_seed(5)
-    base, tokenizer = folder / "base", build_tokenizer()
+    base, tokenizer = base_of_motion(folder, settings), build_tokenizer()
     check_vocabulary(tokenizer, base / "tokenizer")
     vae = AutoencoderKL.from_pretrained(base / "vae", dtype=torch.float32).to(device).eval()
     text_encoder = CLIPTextModel.from_pretrained(base / "text_encoder", dtype=torch.float32).to(device).eval()

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
-from cdiff.pocket.pretrain.scores import pixels_of, share, spoken
+from cdiff.displacement import displacement
+from cdiff.pocket.pretrain.scores import share, spoken
 from cdiff.pocket.probe import Probe, Seen
 from cdiff.pocket.world.captions import caption
 from cdiff.pocket.world.motion import Clip, sample_clip, verb
@@ -19,10 +19,6 @@ from cdiff.pocket.world.sample import FRESH
 
 DrawClips = Callable[[list[str]], list[list[Image.Image]]]
 
-BLOCK = 16  # pixels of a matched block
-REACH = 14  # pixels it is looked for to each side
-SMOOTH = 31  # pixels of the mean that is taken off, so that a change of light is none
-GAP = 3  # frames between the two pictures compared
 MOVES = 0.06  # of the side, over a clip: less is standing still
 STEADY = 0.9  # share of a clip's frames that must agree
 
@@ -44,35 +40,6 @@ def clip_prompts(count: int, moving: bool) -> list[tuple[str, dict]]:
         text = caption(scene, rng, 0.5, verb(scene.subjects[0], clip.movement, rng))
         out.append((text, spoken(scene, text)))
     return out
-
-
-@torch.inference_mode()
-def displacement(frames: Sequence[Image.Image], device: str = "cpu") -> float:
-    """How far things move from the first to the last frame, as a share of the side, by block matching.
-
-    Blocks of frame t that changed by frame t + GAP are looked for there within REACH pixels; a block counts when a
-    moved copy explains at least half of its change, which flicker and fading do not offer. The median way of the
-    blocks that count, summed over the clip.
-    """
-    grey = pixels_of([f.convert("RGB") for f in frames]).to(device).mean(1, keepdim=True)
-    grey = grey - F.avg_pool2d(grey, SMOOTH, stride=1, padding=SMOOTH // 2, count_include_pad=False)  # no brightness
-    side = grey.shape[-1]
-    first, second = grey[:-GAP:GAP], grey[GAP::GAP]
-    first, second = first[: len(second)], second[: len(first)]
-    padded = F.pad(second, (REACH,) * 4, mode="replicate")
-    shifts = [(dy, dx) for dy in range(-REACH, REACH + 1) for dx in range(-REACH, REACH + 1)]
-    shifts.sort(key=lambda s: s[0] ** 2 + s[1] ** 2)  # among equals the shortest way wins
-    errors = torch.stack(
-        [
-            F.avg_pool2d((padded[..., REACH + y : REACH + y + side, REACH + x : REACH + x + side] - first).abs(), BLOCK)
-            for y, x in shifts
-        ]
-    ).squeeze(2)  # (shifts, pairs, blocks, blocks)
-    best, where = errors.min(dim=0)
-    ways = torch.tensor(shifts, dtype=torch.float32, device=device).norm(dim=1)[where]
-    counts = (errors[0] > 0.05) & (best < 0.5 * errors[0])
-    total = sum(float(way[here].median()) for way, here in zip(ways, counts) if int(here.sum()) >= 2)
-    return total / side * (len(frames) - 1) / (GAP * len(first))
 
 
 def steadiness(seen: Sequence[Seen]) -> dict[str, float]:
