@@ -154,6 +154,10 @@ def load_base(conf: ModelConfig, dtype: torch.dtype, device: torch.device | str)
     base = replace(copy.deepcopy(base) if shared.keeping() else base, device=device)
     for model in base.models():
         model.to(device)
+    half = device.type == "cuda" and dtype != torch.float32
+    if half if conf.channels_last is None else conf.channels_last:
+        for model in (base.unet, base.vae):
+            model.to(memory_format=torch.channels_last)
     return base
 
 
