@@ -24,7 +24,7 @@ LAYERS = (
     ("evaluation",),
     ("drawing", "class_images", "probes"),
     ("engine",),
-    ("keeping",),
+    ("keeping", "stepping"),
     ("checkpoint", "snapshot"),
     ("window",),
     ("batches", "sampling", "grids", "drift", "attention_maps"),

@@ -38,7 +38,11 @@ from cdiff.schema import Config, PriorConfig
 log = logging.getLogger("cdiff")
 
 CLASS_PROMPT = "a photo of a {class_word}"
-NO_EFFECT = ("batch_size", "execution", "token_adjust")  # settings of the sampler that change no pixel of the base's images
+NO_EFFECT = (
+    "batch_size",
+    "execution",
+    "token_adjust",
+)  # settings of the sampler that change no pixel of the base's images
 ENCODED_PIXELS = 8 * 512 * 512  # encoded at once
 
 

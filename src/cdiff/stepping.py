@@ -248,14 +248,11 @@ def gradient_buffer(parameters: list[nn.Parameter]) -> Tensor:
 
 @contextmanager
 def rates_on_device(optimizer: torch.optim.Optimizer, rates: list[Tensor]) -> Iterator[None]:
-    """In here a GPU's optimiser reads its learning rates from the device, so that a graph follows their schedule."""
+    """In here the optimiser reads its learning rates from the device, so that a graph follows their schedule."""
     groups = optimizer.param_groups
-    if rates[0].device.type != "cuda":
-        yield
-        return
     before = [(group["lr"], group["capturable"]) for group in groups]
     for group, rate in zip(groups, rates, strict=True):
-        group["lr"], group["capturable"] = rate, True
+        group["lr"], group["capturable"] = rate, rate.device.type == "cuda"
     try:
         yield
     finally:

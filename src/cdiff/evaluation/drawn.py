@@ -98,7 +98,9 @@ def _is_there(folder: Path, name: str, request: Request, there: Mapping[str, Any
 
 def _settings(cfg: Config, made: str) -> dict[str, Any]:
     """What decides an image beside its prompt and seed; how many are drawn at once does not."""
-    sampler = {f"sampler.{k}": v for k, v in dataclasses.asdict(cfg.sampler).items() if k not in ("batch_size", "execution")}
+    sampler = {
+        f"sampler.{k}": v for k, v in dataclasses.asdict(cfg.sampler).items() if k not in ("batch_size", "execution")
+    }
     model = {f"model.{k}": getattr(cfg.model, k) for k in ("path", "revision", "variant", "resolution")}
     return {"adapter": made, "precision": cfg.precision, **model, **sampler}
 
