@@ -42,7 +42,7 @@ NO_EFFECT = (
     "batch_size",
     "execution",
     "token_adjust",
-)  # settings of the sampler that change no pixel of the base's images
+)  # of the sampler: they change no pixel of these images
 ENCODED_PIXELS = 8 * 512 * 512  # encoded at once
 
 

@@ -284,7 +284,7 @@ class TextTower:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on the device; from pinned memory, since a copy from any other waits for a GPU to finish its work."""
+    """A CPU tensor on the device; from pinned memory, since a copy from any other waits for the GPU to be done."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
