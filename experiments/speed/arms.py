@@ -1,21 +1,18 @@
 """One arm of the comparison, in a process of its own: `speed.py` starts it. Writes its numbers as JSON.
 
-    python experiments/speed/arms.py cdiff --model DIR --out FILE
+python experiments/speed/arms.py cdiff --model DIR --out FILE
 """
 
 from __future__ import annotations
 
-import os
-import time
-
-STARTED = float(os.environ.get("SPEED_STARTED", time.time()))  # when the process was asked for
-
 import argparse
 import gc
 import json
+import os
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +28,14 @@ from cdiff.data.images import Picture
 from cdiff.data.latents import encode_views
 from cdiff.engine import train
 from cdiff.grids import write_samples
+from cdiff.memory import estimate, views_at_once
 from cdiff.methods import prepare
 from cdiff.models import DTYPES, load_base, resolve_device
 from cdiff.sampling import make_pipeline, make_requests, sample
 from cdiff.schema import AugmentConfig, Config, ModelConfig, SamplerConfig
 from cdiff.tokens import add_tokens
 
+STARTED = float(os.environ.get("SPEED_STARTED", time.time()))  # when the process was asked for
 PROMPTS = [f"a photo of a dog {where}" for where in
            ("on the beach", "in the snow", "in the jungle", "in the city", "in the desert", "on grass",
             "at night", "on a wooden floor")]  # fmt: skip
@@ -60,6 +59,7 @@ def main() -> int:
     parser.add_argument("--execution", default="auto")
     parser.add_argument("--memory", default="normal")
     parser.add_argument("--channels-last", choices=("auto", "on", "off"), default="auto")
+    parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--benchmark", action="store_true", help="cuDNN measures its kernels and takes the fastest")
     options = parser.parse_args()
     diffusers_logging.set_verbosity_error()
@@ -163,7 +163,9 @@ def cdiff(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """cdiff's own training on views encoded ahead."""
     base = load(options, device, options.precision)
     loaded = time.time() - STARTED
+    start_counting(device)
     training, per_view = training_setup(options, base, device)
+    encoding = memory(device)
     start_counting(device)
     clock = Clock(options, device, warm_up=8)
     tracker = Silent()
@@ -180,7 +182,10 @@ def cdiff(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         "seconds_before_repeats": round(clock_before(begun, clock, options), 2),
         "ms_per_view_encoded": round(per_view, 3),
         "losses": tracker.losses[:60],
+        "encoding_peak_gib": encoding.get("peak_gib"),
     }
+    if (counted := estimate(conf)) is not None and not options.tiny:
+        found |= {"estimated_gib": round(counted.training, 3), "estimated_encoding_gib": round(counted.encoding, 3)}
     return found
 
 
@@ -195,7 +200,7 @@ def training_setup(options: argparse.Namespace, base, device: torch.device) -> t
     rows = add_tokens(base, [concept])
     side = options.resolution
     pictures = [[Picture(Path(f"{n}.png"), noise_picture(side, n)) for n in range(4)]]
-    at_once = min(64, max(1, 8 * 512 * 512 // side**2)) if options.memory == "normal" else 1
+    at_once = views_at_once(options.memory, side)
 
     def encode(count: int):
         return encode_views(
@@ -209,6 +214,7 @@ def training_setup(options: argparse.Namespace, base, device: torch.device) -> t
     wait(device)
     per_view = 1000 * (time.perf_counter() - start) / options.views
     conf = Config(model=ModelConfig("sd15", str(options.model), resolution=side), device=str(device))
+    conf.precision = options.precision
     conf.train.batch_size, conf.train.execution, conf.memory = options.batch, options.execution, options.memory
     conf.train.log_every = 1 if options.steps < 10 else 10
     trainables = prepare(base, conf.method, conf.loss.spl_weight)

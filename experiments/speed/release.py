@@ -97,5 +97,3 @@ def processors(unet: nn.Module) -> nn.ModuleList:
     for processor in kept:
         processor.requires_grad_(True)
     return nn.ModuleList(kept)
-
-

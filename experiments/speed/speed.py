@@ -120,6 +120,7 @@ class Bench:
         for key in ("batch", "repeats", "steps"):
             if f"--{key}" not in words:
                 command += [f"--{key}", str(getattr(options, key))]
+        command += ["--tiny"] if options.tiny else []
         self._call(command, os.environ | {"SPEED_STARTED": str(time.time())})
         return json.loads(out.read_text())
 
@@ -243,6 +244,7 @@ COLUMNS = {
     "images_per_second": "images/s",
     "share_of_peak": "share of peak",
     "peak_gib": "peak GiB",
+    "estimated_gib": "estimated",
     "seconds_to_first_step": "first step, s",
     "seconds": "seconds",
     "times release fp32": "x release fp32",
@@ -304,7 +306,9 @@ def main() -> int:
     if options.tiny:
         options.resolution, options.repeats, options.steps, options.views = 64, 2, 2, 4
         options.images, options.sampler_steps = 8, 2
-    if options.arms and (unknown := set(options.arms) - {name for name, _ in arms(argparse.Namespace(arms=None, tiny=0))}):
+    if options.arms and (
+        unknown := set(options.arms) - {name for name, _ in arms(argparse.Namespace(arms=None, tiny=0))}
+    ):
         parser.error(f"no such arm: {', '.join(unknown)}")
     work = options.work or Path(tempfile.mkdtemp(prefix="cdiff-speed-"))
     bench = Bench(options, work)

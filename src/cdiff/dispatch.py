@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from cdiff import console, runs, storage, tasks
+from cdiff import console, memory, runs, storage, tasks
 from cdiff.convert import to_dict
 from cdiff.errors import UserError
 from cdiff.plan import plan
@@ -45,7 +45,7 @@ def guarded(action: Callable[[], int]) -> int:
         return LEFT_NOW
     except Exception as error:
         run = runs.active()
-        sentence = _lost_folder() or storage.refusal(error, run.folder if run else None)
+        sentence = _lost_folder() or memory.refusal(error) or storage.refusal(error, run.folder if run else None)
         if sentence is not None:
             _ended(sentence, "fail")
             return 2

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cdiff.batches import Batch, Batches
 from cdiff.concepts import Concept
@@ -183,7 +184,7 @@ def train(
             probe(0)
         step = make_step(execution, conf, accelerator, module, state, batches)
         log.info("every step runs %s", {"eager": "as it comes (eager)"}.get(execution, f"as {execution}"))
-        with keeping.watching():
+        with keeping.watching(), saving_memory(base.unet, conf.memory == "low"):
             _loop(conf, accelerator, step, module, state, tracker, keeping, progress, on_validation, probe)
         return TrainResult(
             steps=state.step,
@@ -207,6 +208,25 @@ def batch_names(conf: Config, processes: int, batches: Batches) -> Callable[[int
     """What `batches` hold for a step (from 1), in words; all micro-batches of all processes."""
     each = conf.train.gradient_accumulation_steps * processes
     return lambda step: batches.describe(range((step - 1) * each, step * each))
+
+
+def activation_checkpoint(module: nn.Module, *inputs: object) -> object:
+    """Compute a block's activations again in the backward pass. Its random state is not kept: nothing in the UNet draws
+    numbers, and a graph can't hold it."""
+    return checkpoint(module.__call__, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+@contextmanager
+def saving_memory(unet: nn.Module, low: bool) -> Iterator[None]:
+    """memory=low: the UNet keeps what goes into its blocks, and not what is in them."""
+    if not low:
+        yield
+        return
+    unet.enable_gradient_checkpointing(activation_checkpoint)
+    try:
+        yield
+    finally:
+        unet.disable_gradient_checkpointing()
 
 
 def make_step(

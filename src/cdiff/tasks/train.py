@@ -31,6 +31,7 @@ from cdiff.errors import UserError
 from cdiff.evaluation.trained import check_evaluation, evaluate_trained
 from cdiff.grids import write_grid, write_samples
 from cdiff.keeping import Keeper
+from cdiff.memory import views_at_once
 from cdiff.methods import Trainables, prepare
 from cdiff.metrics.references import content_key
 from cdiff.models import DTYPES, Base, load_base, resolve_precision
@@ -43,8 +44,6 @@ from cdiff.signals import StopRequest
 from cdiff.token_adjust import adjust_tokens
 from cdiff.tokens import PromptEncoder, add_tokens, write_rows
 from cdiff.tracking import Tracker, open_tracker
-
-ENCODED_PIXELS = 8 * 512 * 512  # of training views, encoded at once
 
 
 def run(cfg: Config) -> dict[str, Any]:
@@ -151,7 +150,7 @@ def encode(cfg: Config, base: Base, concepts: list[Concept]) -> TrainingViews:
                 side,
                 cfg.seed,
                 base.device,
-                min(64, max(1, ENCODED_PIXELS // side**2)),
+                views_at_once(cfg.memory, side),
                 cfg.train.prompt_templates,
                 progress=ticker,
             )
