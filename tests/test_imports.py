@@ -43,14 +43,14 @@ LAYERS = (
     ("pocket",),
     ("catalog", "checks", "convert", "merging", "cost", "memory"),
     ("schema", "suggest", "cache", "shared", "gpus"),
-    ("locks", "storage", "untrusted", "hub", "provenance"),
+    ("locks", "processes", "storage", "untrusted", "hub", "provenance"),
     ("errors", "signals"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 LIGHT = (
     "__main__ cli cli_help sweep sweep_jobs sweep_folder shared gpus cost memory "
     "overrides compose dispatch plan catalog checks convert schema suggest errors runs "
-    "tracking console resuming signals locks storage untrusted hub provenance"
+    "tracking console resuming signals locks processes storage untrusted hub provenance"
 )
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "wandb", "peft", "datasets"}
 

@@ -149,8 +149,9 @@ class Bench:
             folder = self.work / f"several-{processes}-{time.monotonic():.0f}"
             launch = ["-m", "accelerate.commands.launch", "--num_processes", str(processes), "--num_machines", "1"]
             launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-            launch += ["--multi_gpu"] if processes > 1 and self.facts["gpus"] else []
-            launch += ["--cpu"] if not self.facts["gpus"] else []
+            launch += ["--multi_gpu"] if processes > 1 else []
+            if not self.facts["gpus"]:  # accelerate's launcher wants MPI on a CPU
+                launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
             steps = 8 if self.options.tiny else 200
             words_of_run = [*self.training(folder), f"train.steps={steps}", "augment.views=64"]
             env = os.environ | ({"OMP_NUM_THREADS": "1"} if self.options.tiny else {})

@@ -19,6 +19,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from PIL import Image
 from transformers.utils import logging as transformers_logging
 
+from cdiff import processes
 from cdiff.errors import UserError
 from cdiff.models import Base
 from cdiff.schema import SamplerConfig
@@ -139,13 +140,15 @@ def sample(
         embeds = _embed(prompts, encoder or PromptEncoder(base))
         if base.zero_empty_prompt and "" in embeds:  # of no request: an empty prompt would be refused before
             embeds[""] = {name: torch.zeros_like(value) for name, value in embeds[""].items()}
-        latents = []
+        images = []
+        # Never more than are drawn at once: with sampler.batch_size=1 an image is bit for bit the stock pipeline's.
+        at_once = min(conf.batch_size, max(1, DECODE_PIXELS // side**2))
         for start in range(0, len(requests), conf.batch_size):
             batch = requests[start : start + conf.batch_size]
             generators = [torch.Generator().manual_seed(request.seed) for request in batch]
             # Noise in fp32 whatever the precision, so that a seed means the same noise everywhere.
             noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-            latents += pipe(
+            latents = pipe(
                 **_stacked([embeds[request.prompt] for request in batch], ""),
                 **_stacked([embeds[conf.negative_prompt]] * len(batch) if guided else [], "negative_"),
                 height=side,
@@ -157,14 +160,35 @@ def sample(
                 latents=noise.to(device),
                 output_type="latent",
                 callback_on_step_end=after_step,
-            ).images.unbind()
-        # Never more than are drawn at once: with sampler.batch_size=1 an image is bit for bit the stock pipeline's.
-        at_once = min(conf.batch_size, max(1, DECODE_PIXELS // side**2))
-        return [
-            image
-            for start in range(0, len(latents), at_once)
-            for image in decode(base, torch.stack(latents[start : start + at_once]))
-        ]
+            ).images
+            images += [image for part in latents.split(at_once) for image in decode(base, part)]
+        return images
+
+
+def sample_together(
+    base: Base,
+    requests: Sequence[Request],
+    conf: SamplerConfig,
+    encoder: PromptEncoder | None = None,
+    *,
+    resolution: int | None = None,
+    progress: Progress | None = None,
+) -> list[Image.Image]:
+    """As `sample`, the batches shared out among the processes of this command; all get all images. Whole batches, so
+    that an image has the same bits however many processes there are."""
+    if processes.count() == 1:
+        return sample(base, requests, conf, encoder, resolution=resolution, progress=progress)
+    batches = [list(requests[start : start + conf.batch_size]) for start in range(0, len(requests), conf.batch_size)]
+
+    def steps(done: int) -> None:
+        if progress is not None:
+            progress(done * processes.count())  # of all processes, if they are as fast as this one
+
+    own = [
+        sample(base, batch, conf, encoder, resolution=resolution, progress=steps)
+        for batch in processes.in_turns(batches)
+    ]
+    return [image for batch in processes.together(own) for image in batch]
 
 
 def sampling_steps(requests: Sequence[Request], conf: SamplerConfig) -> int:

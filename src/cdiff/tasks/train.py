@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cdiff import console, shared
+from cdiff import console, processes, shared
 from cdiff.adapter import save_adapter
 from cdiff.checkpoint import FOLDER as CHECKPOINTS
 from cdiff.checkpoint import Checkpoint, Store
@@ -79,7 +79,10 @@ def train_run(cfg: Config, stop: StopRequest) -> dict[str, Any]:
             vectors = {concept.token: row for concept, row in zip(concepts, result.token_rows, strict=True)}
             info = adapter_info(cfg, concepts, result) | {"token_widths": base.token_widths}
             folder, text = run.folder / "adapter", result.text_encoder_weights
-            adapter = save_adapter(folder, result.unet_weights, vectors, info, text)
+            adapter = folder
+            if processes.is_first():
+                adapter = save_adapter(folder, result.unet_weights, vectors, info, text)
+            processes.from_first(None)  # nobody goes on before it is there
         drawn, scores = None, {}
         if cfg.train.then:
             trainables.restore()
@@ -136,7 +139,7 @@ def encode(cfg: Config, base: Base, concepts: list[Concept]) -> TrainingViews:
     side = cfg.model.resolution
     sharpest = round(side * max(1.0, cfg.augment.zoom_max))  # no view needs more pixels of a picture's shorter side
     pictures = [read_concept(concept.folder, sharpest, cfg.train.captions) for concept in concepts]
-    samples = cfg.train.steps * cfg.train.batch_size * cfg.train.gradient_accumulation_steps
+    samples = cfg.train.steps * cfg.train.batch_size * cfg.train.gradient_accumulation_steps * processes.count()
     count = min(cfg.augment.views or samples, samples)
 
     def make() -> TrainingViews:
