@@ -37,7 +37,7 @@ LAYERS = (
     ("single_file",),
     ("tokens",),
     ("concepts", "token_adjust"),
-    ("adapter", "tracking", "console"),
+    ("adapter", "tracking", "console", "execution"),
     ("sweep_folder",),
     ("runs",),
     ("pocket",),

@@ -17,13 +17,13 @@ from torch.utils._pytree import tree_leaves
 from cdiff import engine
 from cdiff.checkpoint import read
 from cdiff.engine import train
+from cdiff.execution import SETTLE
 from cdiff.methods import prepare
 from cdiff.models import load_base
 from cdiff.schema import MethodConfig, ModelConfig
-from cdiff.stepping import SETTLE, StaticStep, choose
+from cdiff.stepping import StaticStep
 from cdiff.tokens import add_tokens
 
-CPU = torch.device("cpu")
 WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique")  # operations that wait for a GPU
 
 
@@ -225,17 +225,6 @@ def test_a_replayed_step_allocates_a_row_of_losses_and_its_batch(sd15_folder, mo
     assert [tensor.data_ptr() for tensor in [*step.batch.tensors(), *everything(step)]] == places
     names = outside.names()
     assert names["clone"] == 1 and not {name: names[name] for name in WAITS if names[name]}
-
-
-def test_the_choice_of_an_execution(caplog):
-    cuda = torch.device("cuda")
-    assert choose("auto", 500, CPU, False) == "eager" and not caplog.records
-    assert choose("auto", 500, cuda, False) == "graph" and choose("auto", 5, cuda, False) == "eager"
-    assert choose("auto", 500, cuda, True) == "eager" and not caplog.records
-    assert choose("compile", 5, cuda, False) == "compile" and choose("eager", 500, cuda, False) == "eager"
-    with caplog.at_level(logging.WARNING, "cdiff"):
-        assert choose("graph", 500, CPU, False) == choose("compile", 500, cuda, True) == "eager"
-    assert "train.execution=graph needs a CUDA GPU" in caplog.text and "precision=fp16" in caplog.text
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -134,9 +134,8 @@ def main() -> None:
                 for low in (False, True):
                     one, two = (peak(parts, trained, low, batch) for batch in (1, 2))
                     slope, rest = (two - one) / 2**30, (2 * one - two) / 2**30
-                    print(
-                        f"{base:10} {trained:13} {'low' if low else 'normal':7} {slope:.3f} GiB an image, {rest:.3f} more"
-                    )
+                    kept = "low" if low else "normal"
+                    print(f"{base:10} {trained:13} {kept:7} {slope:.3f} GiB an image, {rest:.3f} more")
     finally:
         F.scaled_dot_product_attention = original
 

@@ -21,13 +21,14 @@ from cdiff.batches import Batch, Batches
 from cdiff.concepts import Concept
 from cdiff.data.latents import TrainingViews
 from cdiff.errors import UserError
+from cdiff.execution import choose, compiled, graph_recorder
 from cdiff.keeping import Keeping
 from cdiff.losses import phrases, prior_loss, reconstruction_loss, semantic_preservation_loss
 from cdiff.methods import Trainables
 from cdiff.models import Base, resolve_device
 from cdiff.schema import Config
 from cdiff.snapshot import State
-from cdiff.stepping import EagerStep, StaticStep, choose, compile_unet, graph_recorder
+from cdiff.stepping import EagerStep, StaticStep
 from cdiff.tokens import PromptEncoder, feature_positions, read_features
 from cdiff.window import PARTS, Guard, NotFinite
 
@@ -167,7 +168,8 @@ def train(
             num_training_steps=conf.train.steps,
         )
         log.info("learning rate %.3g, of tokens %.3g: as configured times %d", rate, token_rate, scale)
-        execution = choose(conf.train.execution, conf.train.steps, base.device, accelerator.scaler is not None)
+        scaled = "fp16" if accelerator.scaler is not None else None
+        execution = choose("train.execution", conf.train.execution, conf.train.steps, base.device, scaled)
         optimizer = accelerator.prepare_optimizer(optimizer)
         if trainables.text:
             with accelerator.autocast():
@@ -236,7 +238,7 @@ def make_step(
     if execution == "eager":
         return EagerStep(conf, accelerator, accelerator.prepare_model(module), state, batches)
     if execution == "compile":
-        compile_unet(module, module.unet)
+        module.predict = compiled(module.unet.forward, "The UNet")
     stream = torch.cuda.Stream(accelerator.device)
     autocast = None
     if accelerator.mixed_precision == "bf16":  # its cache of casts must not outlive the capture

@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from cdiff import processes
 from cdiff.errors import UserError
+from cdiff.execution import Graphed, choose, compiled, graph_recorder
 from cdiff.models import Base
 from cdiff.schema import SamplerConfig
 from cdiff.tokens import PromptEncoder
@@ -135,7 +136,9 @@ def sample(
             progress(1)
         return {}
 
-    with _inference(base):
+    batches = -(-len(requests) // conf.batch_size)
+    execution = choose("sampler.execution", conf.execution, batches * conf.steps, device)
+    with _inference(base, execution):
         prompts = {request.prompt for request in requests} | {conf.negative_prompt}
         embeds = _embed(prompts, encoder or PromptEncoder(base))
         if base.zero_empty_prompt and "" in embeds:  # of no request: an empty prompt would be refused before
@@ -233,9 +236,10 @@ def _stacked(embeds: Sequence[dict[str, torch.Tensor]], prefix: str) -> dict[str
 
 
 @contextmanager
-def _inference(base: Base) -> Iterator[None]:
+def _inference(base: Base, execution: str = "eager") -> Iterator[None]:
     """Run the UNet in its own precision while latents and the sampler's arithmetic stay in fp32: in bf16 a hundred
-    small steps lose what they add. During training the trained weights are fp32 among half-precision ones: autocast.
+    small steps lose what they add. During training the trained weights are fp32 among half-precision ones: autocast,
+    whose casts no graph may keep.
     """
     unet = base.unet
     weights = {parameter.dtype for parameter in unet.parameters()}
@@ -253,6 +257,11 @@ def _inference(base: Base) -> Iterator[None]:
     ]
     training = unet.training
     unet.eval()
+    if execution == "compile":
+        unet.forward = compiled(unet.forward, "The UNet")
+    if execution in ("graph", "compile") and len(weights) == 1:
+        recorder = graph_recorder(torch.cuda.Stream(unet.device))
+        unet.forward = Graphed(unet.forward, recorder, "The UNet")
     # On a CPU torch computes a linear layer in other steps where its weight may take a gradient, though none is asked
     # for: the last bits differ. A stock pipeline's weights may, so ours do while they draw.
     frozen = [parameter for model in base.models() for parameter in model.parameters() if not parameter.requires_grad]
@@ -262,6 +271,7 @@ def _inference(base: Base) -> Iterator[None]:
         with mixed:
             yield
     finally:
+        unet.__dict__.pop("forward", None)  # the class's own again
         unet.train(training)
         for parameter in frozen:
             parameter.requires_grad_(False)

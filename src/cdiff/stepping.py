@@ -2,9 +2,8 @@
 
 Eager is accelerate's way, bit for bit the same in every run on a CPU, and the one there is for fp16 (its gradient
 scaling waits for the GPU). Static keeps every tensor of the step at one place: the batch is copied in, the gradients
-lie in one buffer, the losses are copied out, so the whole step can be two graphs, and a step costs the time of its
-kernels and not of launching some four thousand of them. Between the two graphs several processes add up their
-gradients.
+lie in one buffer, the losses are copied out. So the whole step can be two graphs, and costs the time of its kernels
+instead of the time of launching them one by one. Between the two graphs several processes add up their gradients.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cdiff.errors import UserError
+from cdiff.execution import SETTLE, Record, first_line, on_stream
 from cdiff.window import GRAD_NORM
 
 if TYPE_CHECKING:
@@ -31,14 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cdiff")
 
-SETTLE = 3  # steps before a capture: libraries choose their kernels and allocate in them
-# Steps from which an execution is taken by itself. A capture costs about as much as a hundred steps save at most; what
-# compiling costs against what it saves is not measured yet, so it is never taken unasked.
-GRAPH_FROM = 50
-COMPILE_FROM: int | None = None
-
-Record = Callable[[Callable[[], None]], Callable[[], None]]  # a function on fixed tensors -> what does the same again
-
 
 class Loss(Protocol):
     """The module that trains (engine.Personalizer): a batch to its loss parts."""
@@ -46,23 +38,6 @@ class Loss(Protocol):
     predict: Callable | None  # stands in for the UNet's own call
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]: ...
-
-
-def choose(wanted: str, steps: int, device: torch.device, scaled: bool) -> str:
-    """What `train.execution` means here: eager | graph | compile. scaled: with gradient scaling (fp16 on a GPU)."""
-    if device.type != "cuda":
-        if wanted in ("graph", "compile"):
-            log.warning("train.execution=%s needs a CUDA GPU, and this run is on the CPU: it goes on eager.", wanted)
-        return "eager"
-    if scaled:
-        if wanted in ("graph", "compile"):
-            log.warning("train.execution=%s does not work with precision=fp16: it goes on eager.", wanted)
-        return "eager"
-    if wanted != "auto":
-        return wanted
-    if COMPILE_FROM is not None and steps >= COMPILE_FROM:
-        return "compile"
-    return "graph" if steps >= GRAPH_FROM else "eager"
 
 
 class EagerStep:
@@ -222,7 +197,7 @@ class StaticStep:
             self.backward, self.apply = backward, self.record(self._apply)
         except RuntimeError as error:
             self.backward, self.apply, self.record = self._backward, self._apply, None
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             try:
                 torch.rand(1, device=self.flat.device)
             except RuntimeError:  # a capture that was cut off can leave the random numbers unusable
@@ -258,48 +233,3 @@ def rates_on_device(optimizer: torch.optim.Optimizer, rates: list[Tensor]) -> It
     finally:
         for group, (rate, capturable) in zip(groups, before, strict=True):
             group["lr"], group["capturable"] = rate, capturable
-
-
-def graph_recorder(stream: torch.cuda.Stream) -> Record:
-    """Captures functions into CUDA graphs that share one pool of memory."""
-    pool: list = []
-
-    def record(function: Callable[[], None]) -> Callable[[], None]:
-        if not pool:
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()  # what the steps before had for themselves is the graph's now
-        graph = torch.cuda.CUDAGraph()
-        shared = {"pool": pool[0]} if pool else {}
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local", **shared):
-            function()
-        pool.append(graph.pool())
-        return graph.replay
-
-    return record
-
-
-@contextmanager
-def on_stream(stream: torch.cuda.Stream) -> Iterator[None]:
-    """Work on a side stream, in order with what the current one did before and does after."""
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        yield
-    torch.cuda.current_stream().wait_stream(stream)
-
-
-def compile_unet(module: Loss, unet: nn.Module) -> None:
-    """Let the module call a compiled UNet. What can't be compiled goes on uncompiled, with one sentence."""
-    compiled = torch.compile(unet.forward, dynamic=False)
-
-    def predict(*inputs: object, **named: object) -> object:
-        try:
-            return compiled(*inputs, **named)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            log.warning("The UNet can't be compiled (%s): it goes on uncompiled.", reason)
-            module.predict = None
-            return unet(*inputs, **named)
-
-    module.predict = predict

@@ -13,7 +13,7 @@ from typing import Any
 from cdiff import console, processes
 from cdiff.drawing import facts
 from cdiff.errors import UserError
-from cdiff.grids import PROMPTS_FILE, file_names, save_sample, write_index
+from cdiff.grids import PROMPTS_FILE, file_names, save_all, write_index
 from cdiff.models import Base
 from cdiff.runs import atomic_write
 from cdiff.sampling import Request, sample_together, sampling_steps
@@ -66,8 +66,7 @@ def _draw(
             if not processes.is_first():
                 continue
             try:
-                for (name, request), image in zip(part, images, strict=True):
-                    index[name] = save_sample(folder / name, image, request, said)
+                index |= save_all(folder, [name for name, _ in part], images, requests, said)
                 write_index(folder, index)
             except OSError as error:
                 raise UserError(f"The images can't be written into {folder} ({error.strerror or error}).") from error
