@@ -33,7 +33,7 @@ LAYERS = (
     ("metrics",),
     ("data",),
     ("models",),
-    ("base_files",),
+    ("base_files", "weights"),
     ("single_file",),
     ("tokens",),
     ("concepts", "token_adjust"),
