@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,3 +105,26 @@ def test_a_recipe_is_chosen_by_likeness_and_composition_together():
     ranked = choose.rank(jobs)
     assert ranked["learning_rate"].tolist() == [3e-4, 1e-3, 1e-4] and set(ranked["concepts"]) == {2}
     assert ranked["worth"][0] == pytest.approx((0.7 * 0.8) ** 0.5)
+
+
+def test_the_speed_script_measures_what_it_names(tmp_path):
+    """Tiny, on a CPU: the arms that a table of speed needs, their derived columns, and a budget that is kept."""
+    script = Path(__file__).parents[1] / "experiments" / "speed" / "speed.py"
+    named = ["peak", "cdiff", "release fp32"]
+    command = [sys.executable, str(script), "--tiny", "--device", "cpu", "--minutes", "5", "--out", str(tmp_path)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--arms", *named], env=env, capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "speed.json").read_text())
+    arms = found["arms"]
+    assert list(arms) == named and found["tflop_step"] > found["tflop_forward"] > 0
+    ratio = arms["release fp32"]["ms_per_step"] / arms["cdiff"]["ms_per_step"]
+    assert abs(arms["cdiff"]["times release fp32"] - ratio) < 0.01
+    assert arms["cdiff"]["losses"] and "| release fp32 |" in (tmp_path / "speed.md").read_text()
+    none_left = subprocess.run(
+        [*command, "--minutes", "0.1", "--arms", "cdiff"], env=env, capture_output=True, timeout=200, check=False
+    )
+    assert none_left.returncode == 0
+    assert json.loads((tmp_path / "speed.json").read_text())["arms"]["cdiff"] == {"left_out": "no time was left"}

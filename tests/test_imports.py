@@ -24,7 +24,7 @@ LAYERS = (
     ("evaluation",),
     ("drawing", "class_images", "probes", "video"),
     ("engine",),
-    ("keeping",),
+    ("keeping", "stepping"),
     ("checkpoint", "snapshot"),
     ("window",),
     ("batches", "sampling", "grids", "drift", "attention_maps"),
@@ -33,24 +33,24 @@ LAYERS = (
     ("metrics",),
     ("data",),
     ("models",),
-    ("base_files",),
+    ("base_files", "weights"),
     ("single_file",),
     ("tokens",),
     ("concepts", "token_adjust"),
-    ("adapter", "tracking", "console"),
+    ("adapter", "tracking", "console", "execution"),
     ("sweep_folder",),
     ("runs",),
     ("pocket",),
-    ("catalog", "checks", "convert", "merging", "cost"),
+    ("catalog", "checks", "convert", "merging", "cost", "memory"),
     ("schema", "suggest", "cache", "shared", "gpus", "displacement"),
-    ("locks", "storage", "untrusted", "hub", "provenance"),
+    ("locks", "processes", "storage", "untrusted", "hub", "provenance"),
     ("errors", "signals"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 LIGHT = (
-    "__main__ cli cli_help sweep sweep_jobs sweep_folder shared gpus cost "
+    "__main__ cli cli_help sweep sweep_jobs sweep_folder shared gpus cost memory "
     "overrides compose dispatch plan catalog checks convert schema suggest errors runs "
-    "tracking console resuming signals locks storage untrusted hub provenance"
+    "tracking console resuming signals locks processes storage untrusted hub provenance"
 )
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "wandb", "peft", "datasets"}
 

@@ -115,7 +115,7 @@ def test_one_pass_for_several_lists(sd15, monkeypatch):
     encoder = PromptEncoder(sd15, rows)
     passes = []
     forward = encoder._forward
-    monkeypatch.setattr(encoder, "_forward", lambda ids: passes.append(len(ids)) or forward(ids))
+    monkeypatch.setattr(encoder, "_forward", lambda ids: passes.append(len(ids[0])) or forward(ids))
     first, second = encoder.encode([PROMPT, "a dog"], ["a cat"])
     assert passes == [3] and first.hidden.shape == (2, 77, 32) and second.ids.shape == (1, 77)
     torch.testing.assert_close(second.hidden, stock(sd15, ["a cat"]).last_hidden_state)

@@ -8,6 +8,7 @@ batches of one equal one batch of two, and processes share out the very samples 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from cdiff.data.latents import TrainingViews
 from cdiff.losses import diffusion_target
+from cdiff.tokens import to_device
 
 SHOWN = 4  # views of a batch that a sentence names
 
@@ -31,6 +33,12 @@ class Batch:
     mask: Tensor
     prompts: list[str]
     time_ids: Tensor | None = None  # (B, 6) of SDXL: data.latents.TrainingViews
+    ids: tuple[Tensor, ...] = ()  # of each text encoder: prompts, and behind them the phrases of SPL (engine)
+
+    def tensors(self) -> list[Tensor]:
+        """Everything on the device, in one order: what a graph of the step reads."""
+        named = [self.noisy, self.timesteps, self.target, self.mask, *self.ids]
+        return named if self.time_ids is None else [*named, self.time_ids]
 
 
 class Batches:
@@ -44,7 +52,9 @@ class Batches:
         size: int,
         seed: int,
         device: torch.device,
+        tokenize: Callable[[list[str]], tuple[Tensor, ...]] | None = None,  # gives a batch its ids
     ) -> None:
+        self.tokenize = tokenize
         self.noise_schedule = noise_schedule
         self.views, self.prior = views, prior
         self.size, self.seed, self.device = size, seed, device
@@ -63,6 +73,7 @@ class Batches:
             mask=self._move(torch.stack(masks[: self.size])),
             prompts=list(prompts),
             time_ids=None if time_ids[0] is None else self._move(torch.stack(time_ids)),
+            ids=() if self.tokenize is None else self.tokenize(list(prompts)),
         )
 
     def describe(self, numbers: range) -> str:
@@ -97,10 +108,7 @@ class Batches:
         return int(self._orders[kind, epoch][sample % count])
 
     def _move(self, tensor: Tensor) -> Tensor:
-        """To the device; from pinned memory, since a copy from any other waits for the GPU to finish its work."""
-        if self.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
+        return to_device(tensor, self.device)
 
 
 def _mix(*parts: object) -> int:

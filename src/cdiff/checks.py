@@ -15,7 +15,10 @@ from cdiff.suggest import did_you_mean
 CHOICES = {
     "task": TASKS,
     "precision": ("auto", "fp32", "fp16", "bf16"),
+    "memory": ("normal", "low"),
     "model.world": ("pocket", "photo"),
+    "train.execution": ("auto", "eager", "graph", "compile"),
+    "sampler.execution": ("auto", "eager", "graph", "compile"),
     "method.name": tuple(METHODS),
     "method.train_unet": tuple(dict.fromkeys(name for names in METHODS.values() for name in names)),
     "method.save_precision": ("fp32", "fp16"),

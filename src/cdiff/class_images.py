@@ -30,6 +30,7 @@ from cdiff.data.latents import TrainingViews, encode_class_images
 from cdiff.drawing import TOKEN
 from cdiff.errors import UserError
 from cdiff.grids import slug
+from cdiff.memory import views_at_once
 from cdiff.models import Base
 from cdiff.runs import atomic_write
 from cdiff.sampling import Request, image_seed, sample
@@ -38,8 +39,11 @@ from cdiff.schema import Config, PriorConfig
 log = logging.getLogger("cdiff")
 
 CLASS_PROMPT = "a photo of a {class_word}"
-NO_EFFECT = ("batch_size", "token_adjust")  # settings of the sampler that change no pixel of the base's images
-ENCODED_PIXELS = 8 * 512 * 512  # encoded at once
+NO_EFFECT = (
+    "batch_size",
+    "execution",
+    "token_adjust",
+)  # of the sampler: they change no pixel of these images
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def prior_views(cfg: Config, base: Base, concepts: Sequence[Concept]) -> Trainin
         raise UserError(f"prior.count={cfg.prior.count} is too few for {len(classes)} classes ({', '.join(classes)}).")
     images = generated(cfg, base, classes) if cfg.prior.name == "generated" else from_folder(cfg, classes)
     side = cfg.model.resolution
-    batch = min(64, max(1, ENCODED_PIXELS // side**2))
+    batch = views_at_once(cfg.memory, side)
     pictures, prompts = [image.picture for image in images], [image.prompt for image in images]
     with progress(len(images), "Encoding class images") as ticker:
         return encode_class_images(base.vae, pictures, prompts, side, base.device, batch, progress=ticker)

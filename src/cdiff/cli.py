@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cdiff import __version__, catalog, console
+from cdiff import __version__, catalog, console, processes
 from cdiff.errors import UserError
 from cdiff.signals import as_interrupt
 
@@ -18,8 +18,11 @@ def main(argv: list[str]) -> int:
     from cdiff.dispatch import guarded
 
     console.setup_logging()
-    with as_interrupt():
-        return guarded(lambda: _main(argv))
+    with as_interrupt(), console.quiet(not processes.is_first()):
+        code = guarded(lambda: _main(argv))
+    if code == 0:
+        processes.leave()
+    return code
 
 
 def _main(argv: list[str]) -> int:

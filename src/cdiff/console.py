@@ -6,10 +6,11 @@ Everything said also goes to logger "cdiff.said", so the run's log.txt has it.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 from rich.console import Console
 from rich.markup import escape
@@ -28,6 +29,24 @@ def stdout() -> Console:
 
 def stderr() -> Console:
     return Console(file=sys.stderr, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def quiet(really: bool) -> Iterator[None]:
+    """In here nothing goes to the terminal but errors: of several processes one speaks."""
+    if not really:
+        yield
+        return
+    handlers = [h for h in logging.getLogger("cdiff").handlers if isinstance(h, _TerminalHandler)]
+    before = [handler.level for handler in handlers]
+    for handler in handlers:
+        handler.setLevel(logging.ERROR)
+    try:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+            yield
+    finally:
+        for handler, level in zip(handlers, before, strict=True):
+            handler.setLevel(level)
 
 
 def say(text: str, style: str | None = None) -> None:

@@ -15,12 +15,14 @@ from typing import Any
 
 import yaml
 
-from cdiff import console, runs, storage, tasks
+from cdiff import console, memory, processes, runs, storage, tasks
 from cdiff.convert import to_dict
 from cdiff.errors import UserError
 from cdiff.plan import plan
 from cdiff.schema import Config
 from cdiff.signals import LEFT_NOW, Interrupted
+
+SHARED = ("train", "sample", "evaluate", "pretrain")  # tasks that several processes share; others are the first's
 
 
 class JobFailed(Exception):
@@ -45,7 +47,7 @@ def guarded(action: Callable[[], int]) -> int:
         return LEFT_NOW
     except Exception as error:
         run = runs.active()
-        sentence = _lost_folder() or storage.refusal(error, run.folder if run else None)
+        sentence = _lost_folder() or memory.refusal(error) or storage.refusal(error, run.folder if run else None)
         if sentence is not None:
             _ended(sentence, "fail")
             return 2
@@ -58,6 +60,8 @@ def run_task(config: Config, folder: str) -> dict[str, Any] | None:
     config.output = config.output or folder
     if config.dry_run:
         _show_plan(config)
+        return None
+    if not processes.is_first() and config.task not in SHARED:
         return None
     result = tasks.load(config.task)(config)
     run = runs.active()
@@ -91,8 +95,11 @@ def _show_plan(config: Config) -> None:
 
 def _ended(sentence: str, how: str) -> None:
     """Show the sentence (in log.txt too) and mark the run of this process, if one has started."""
-    console.complain(sentence)
     run = runs.active()
+    if processes.is_first():
+        console.complain(sentence)
+    elif run is not None:  # before a run begins all processes make the same mistakes
+        console.complain(f"process {processes.rank()}: {sentence}")
     if run is not None:
         getattr(run, how)(sentence)
 

@@ -10,12 +10,12 @@ from typing import Protocol
 
 from PIL import Image
 
-from cdiff import console
+from cdiff import console, processes
 from cdiff.concepts import expand_prompt
 from cdiff.errors import UserError
 from cdiff.grids import GRID_FILE, write_grid, write_samples
 from cdiff.models import Base
-from cdiff.sampling import Request, make_requests, sample, sampling_steps
+from cdiff.sampling import Request, make_requests, sample_together, sampling_steps
 from cdiff.schema import Config, SamplerConfig
 from cdiff.tokens import PromptEncoder
 
@@ -146,9 +146,11 @@ def draw_requests(
 ) -> Drawn:
     """As `draw`, for requests made elsewhere."""
     with console.progress(sampling_steps(requests, cfg.sampler), "Drawing") as ticker:
-        images = sample(base, requests, cfg.sampler, encoder, resolution=cfg.model.resolution, progress=ticker)
-    write_samples(folder, images, requests, facts(cfg, cfg.sampler))
-    return Drawn(images, requests, folder, write_grid(folder / GRID_FILE, images, requests))
+        images = sample_together(base, requests, cfg.sampler, encoder, resolution=cfg.model.resolution, progress=ticker)
+    if processes.is_first():
+        write_samples(folder, images, requests, facts(cfg, cfg.sampler))
+        write_grid(folder / GRID_FILE, images, requests)
+    return Drawn(images, requests, folder, folder / GRID_FILE)
 
 
 def facts(cfg: Config, sampler: SamplerConfig) -> dict[str, object]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,19 +15,22 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cdiff.batches import Batch, Batches
 from cdiff.concepts import Concept
 from cdiff.data.latents import TrainingViews
 from cdiff.errors import UserError
+from cdiff.execution import choose, compiled, graph_recorder
 from cdiff.keeping import Keeping
 from cdiff.losses import phrases, prior_loss, reconstruction_loss, semantic_preservation_loss
 from cdiff.methods import Trainables
 from cdiff.models import Base, resolve_device
 from cdiff.schema import Config
 from cdiff.snapshot import State
+from cdiff.stepping import EagerStep, StaticStep
 from cdiff.tokens import PromptEncoder, feature_positions, read_features
-from cdiff.window import GRAD_NORM, PARTS, Guard, NotFinite
+from cdiff.window import PARTS, Guard, NotFinite
 
 if TYPE_CHECKING:
     from cdiff.tokens import Encoded
@@ -68,17 +70,25 @@ class Personalizer(nn.Module):
         pairs = [phrases(concept.token, concept.class_word) for concept in concepts]
         self.concept_phrases = [concept for concept, _ in pairs]
         self.class_phrases = [of_class for _, of_class in pairs]
+        self.narrow: torch.dtype | None = None  # the UNet's precision, where no autocast sees to it
+        self.predict: Callable | None = None  # stands in for the UNet's own call
         self.positions: Tensor | None = None  # where SPL reads its features: the same at every step
         # Of each text encoder of the base: one that trains leaves them where they were.
         self.class_features: list[Tensor] | None = None
 
+    def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
+        """Ids of the prompts and, behind them, of the phrases of SPL: one pass of each text encoder does for both."""
+        return self.encoder.ids(prompts, self.concept_phrases if self.loss.spl_weight else [])
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss parts by name, unweighted, and their weighted total; all scalars in fp32."""
         conf = self.loss
-        encoded = self.encoder.encode(batch.prompts, self.concept_phrases if conf.spl_weight else [])
+        ids, own = batch.ids or self.tokenize(batch.prompts), len(batch.prompts)
+        encoded = self.encoder.encode_ids(ids, [own, len(ids[0]) - own])
         conditions = sdxl_conditions(encoded[0], batch.time_ids)
-        prediction = self.unet(
-            batch.noisy, batch.timesteps, encoded[0].hidden, added_cond_kwargs=conditions, return_dict=False
+        noisy = batch.noisy if self.narrow is None else batch.noisy.to(self.narrow)
+        prediction = (self.predict or self.unet)(
+            noisy, batch.timesteps, encoded[0].hidden, added_cond_kwargs=conditions, return_dict=False
         )[0]
         count = len(batch.mask)
         parts = {"loss/recon": reconstruction_loss(prediction[:count], batch.target[:count], batch.mask)}
@@ -143,8 +153,9 @@ def train(
         UserError: nothing to train, a checkpoint of another training, or a loss that is not finite.
         Interrupted: a signal asked to stop, and the state was saved.
     """
-    with accelerated(conf, base) as accelerator:
+    with accelerated(conf, base, trainables.needs_autocast) as accelerator:
         module = Personalizer(base, concepts, rows, conf)
+        module.narrow = base.dtype if accelerator.mixed_precision == "no" else None
         rows.requires_grad_(trainables.train_token)
         scale = learning_rate_scale(conf, accelerator.num_processes, prior_views is not None)
         rate = conf.optimizer.learning_rate * scale
@@ -157,11 +168,15 @@ def train(
             num_training_steps=conf.train.steps,
         )
         log.info("learning rate %.3g, of tokens %.3g: as configured times %d", rate, token_rate, scale)
-        prepared, optimizer = accelerator.prepare(module, optimizer)
+        scaled = "fp16" if accelerator.scaler is not None else None
+        execution = choose("train.execution", conf.train.execution, conf.train.steps, base.device, scaled)
+        optimizer = accelerator.prepare_optimizer(optimizer)
         if trainables.text:
             with accelerator.autocast():
                 module.spl()  # remembers the class's features, before the encoder that they come from moves
-        batches = Batches(base.scheduler, views, prior_views, conf.train.batch_size, conf.seed, accelerator.device)
+        batches = Batches(
+            base.scheduler, views, prior_views, conf.train.batch_size, conf.seed, accelerator.device, module.tokenize
+        )
         guard = Guard(accelerator, optimizer, conf.train.skip_not_finite)
         state = State(named_parameters(trainables, rows), optimizer, schedule, guard)
         state.window.batches = batch_names(conf, accelerator.num_processes, batches)
@@ -169,8 +184,10 @@ def train(
         keeping.restore(accelerator, state)
         if probe is not None and state.step == 0 and accelerator.is_main_process:
             probe(0)
-        with keeping.watching():
-            _loop(conf, accelerator, prepared, module, state, batches, tracker, keeping, progress, on_validation, probe)
+        step = make_step(execution, conf, accelerator, module, state, batches)
+        log.info("every step runs %s", {"eager": "as it comes (eager)"}.get(execution, f"as {execution}"))
+        with keeping.watching(), saving_memory(base.unet, conf.memory == "low"):
+            _loop(conf, accelerator, step, module, state, tracker, keeping, progress, on_validation, probe)
         return TrainResult(
             steps=state.step,
             losses={name: value for name, value in state.last.items() if name in PARTS},
@@ -195,26 +212,60 @@ def batch_names(conf: Config, processes: int, batches: Batches) -> Callable[[int
     return lambda step: batches.describe(range((step - 1) * each, step * each))
 
 
+def activation_checkpoint(module: nn.Module, *inputs: object) -> object:
+    """Compute a block's activations again in the backward pass. Its random state is not kept: nothing in the UNet draws
+    numbers, and a graph can't hold it."""
+    return checkpoint(module.__call__, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+@contextmanager
+def saving_memory(unet: nn.Module, low: bool) -> Iterator[None]:
+    """memory=low: the UNet keeps what goes into its blocks, and not what is in them."""
+    if not low:
+        yield
+        return
+    unet.enable_gradient_checkpointing(activation_checkpoint)
+    try:
+        yield
+    finally:
+        unet.disable_gradient_checkpointing()
+
+
+def make_step(
+    execution: str, conf: Config, accelerator: Accelerator, module: Personalizer, state: State, batches: Batches
+) -> Callable[[], dict[str, Tensor]]:
+    """What does one optimiser step when it is called. execution: see stepping.choose."""
+    if execution == "eager":
+        return EagerStep(conf, accelerator, accelerator.prepare_model(module), state, batches)
+    if execution == "compile":
+        module.predict = compiled(module.unet.forward, "The UNet")
+    stream = torch.cuda.Stream(accelerator.device)
+    autocast = None
+    if accelerator.mixed_precision == "bf16":  # its cache of casts must not outlive the capture
+        autocast = torch.autocast("cuda", torch.bfloat16, cache_enabled=False)
+    record = graph_recorder(stream)
+    return StaticStep(conf, accelerator, module, state, batches, autocast=autocast, record=record, stream=stream)
+
+
 def _loop(
     conf: Config,
     accelerator: Accelerator,
-    prepared: nn.Module,
+    do_step: Callable[[], dict[str, Tensor]],
     module: Personalizer,
     state: State,
-    batches: Batches,
     tracker: Tracker,
     keeping: Keeping,
     progress: Callable[[dict[str, float]], None] | None,
     on_validation: Callable[[int], None] | None,
     probe: Callable[[int], None] | None,
 ) -> None:
-    """Step, log, draw and save until the last step is done. `prepared`: the module as accelerate wraps it."""
+    """Step, log, draw and save until the last step is done."""
     samples = conf.train.batch_size * conf.train.gradient_accumulation_steps * accelerator.num_processes
     watch, done = Stopwatch(), 0
     try:
         while state.step < conf.train.steps:
             rate = state.schedule.get_last_lr()[0]
-            values = _step(conf, accelerator, prepared, state, batches)
+            values = do_step()
             state.window.add(state.step, rate, values)
             done, last = done + 1, state.step == conf.train.steps
             if state.step == 1 or state.step % conf.train.log_every == 0 or last:
@@ -255,30 +306,6 @@ class Stopwatch:
         before = time.perf_counter()
         yield
         self.started += time.perf_counter() - before
-
-
-def _step(
-    conf: Config, accelerator: Accelerator, module: nn.Module, state: State, batches: Batches
-) -> dict[str, Tensor]:
-    """One optimiser step: its micro-batches, clipping, the update. Returns losses and gradient norm on the device."""
-    count = conf.train.gradient_accumulation_steps
-    micro_losses = []
-    for micro in range(count):
-        number = (state.step * count + micro) * accelerator.num_processes + accelerator.process_index
-        with accelerator.accumulate(module):
-            parts = module(batches[number])
-            accelerator.backward(parts["loss/total"])
-            micro_losses.append({name: value.detach() for name, value in parts.items()})
-            if accelerator.sync_gradients:
-                limit = conf.train.max_grad_norm or math.inf
-                norm = accelerator.clip_grad_norm_(state.trained, limit).detach()
-                state.guard.judge(sum(losses["loss/total"] for losses in micro_losses), norm)
-            state.optimizer.step()
-            state.optimizer.zero_grad()
-    state.schedule.step()
-    state.step += 1
-    means = {name: sum(losses[name] for losses in micro_losses) / count for name in micro_losses[0]}
-    return means | {GRAD_NORM: norm}
 
 
 def _log(
@@ -341,10 +368,15 @@ def process_device(device: str) -> torch.device:
 
 
 @contextmanager
-def accelerated(conf: Config, base: Base) -> Iterator[Accelerator]:
-    """An Accelerator for one training. Its state is global, so a second job of this process would inherit it: reset."""
+def accelerated(conf: Config, base: Base, needs_autocast: bool = True) -> Iterator[Accelerator]:
+    """An Accelerator for one training. Its state is global, so a second job of this process would inherit it: reset.
+
+    Without autocast a bf16 UNet's norms read and write bf16 (they compute in fp32 either way); fp16 always has it, and
+    gradient scaling with it.
+    """
     _reset_accelerate()
-    precision = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(base.dtype, "no")
+    half = {torch.float16: "fp16", torch.bfloat16: "bf16"} if needs_autocast else {torch.float16: "fp16"}
+    precision = half.get(base.dtype, "no")
     if base.device.type == "cuda" and base.device.index is not None:
         torch.cuda.set_device(base.device)
     try:

@@ -11,6 +11,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ GRID_FILE = "grid.png"
 CELL_PIXELS = (256, 768)  # a cell of the grid is at least and at most this wide, whatever the images are
 GRID_PIXELS = 12_000  # the longer side of a grid never exceeds this
 LABEL_LINES = 4
+WRITERS = 8  # threads that write pictures
 
 
 def printable(text: str) -> str:
@@ -79,14 +81,32 @@ def write_samples(
     index: dict[str, dict[str, object]] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, image, request in zip(names, images, requests, strict=True):
-            index[name] = save_sample(folder / name, image, request, settings)
+        index |= save_all(folder, names, images, requests, settings)
         write_index(folder, index)
     except OSError as error:
         raise UserError(
             f"The images can't be written into {folder} ({error.strerror or error}); name another folder: output=DIR."
         ) from error
     return [folder / name for name in names]
+
+
+def save_all(
+    folder: Path,
+    names: Sequence[str],
+    images: Sequence[Image.Image],
+    requests: Sequence[Request],
+    settings: Mapping[str, object] | None = None,
+) -> dict[str, dict[str, object]]:
+    """`save_sample` for each, several at a time: a PNG is packed outside Python's lock.
+    Returns the entries of prompts.json. The first file that can't be written raises its OSError."""
+    with ThreadPoolExecutor(min(WRITERS, os.cpu_count() or 1)) as pool:
+        each = zip(names, images, requests, strict=True)
+        saved = [(n, pool.submit(save_sample, folder / n, image, request, settings)) for n, image, request in each]
+        try:
+            return {name: one.result() for name, one in saved}
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def save_sample(

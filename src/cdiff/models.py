@@ -25,7 +25,9 @@ from cdiff import shared
 from cdiff.base_files import find_base, first_line, root_line
 from cdiff.errors import UserError
 from cdiff.schema import ModelConfig
+from cdiff.weights import place, read_ahead, stored_dtype
 
+CPU = torch.device("cpu")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PART_CLASSES = {
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
@@ -149,11 +151,18 @@ def load_base(conf: ModelConfig, dtype: torch.dtype, device: torch.device | str)
     """
     device = torch.device(device)
     folder = find_base(conf)
-    key = (conf.path, conf.revision, conf.variant, dtype, _stamp(folder)) if shared.keeping() else ()
-    base = shared.get("base", key, lambda: _read_base(conf, folder, dtype))
-    base = replace(copy.deepcopy(base) if shared.keeping() else base, device=device)
-    for model in base.models():
-        model.to(device)
+    if shared.keeping():
+        key = (conf.path, conf.revision, conf.variant, dtype, _stamp(folder))
+        base = shared.get("base", key, lambda: _read_base(conf, folder, dtype, torch.device("cpu")))
+        base = replace(copy.deepcopy(base), device=device)
+        for model in base.models():
+            model.to(device)
+    else:
+        base = _read_base(conf, folder, dtype, device)
+    half = device.type == "cuda" and dtype != torch.float32
+    if half if conf.channels_last is None else conf.channels_last:
+        for model in (base.unet, base.vae):
+            model.to(memory_format=torch.channels_last)
     return base
 
 
@@ -163,28 +172,28 @@ def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
     return tuple((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in files)
 
 
-def _read_base(conf: ModelConfig, folder: Path, dtype: torch.dtype) -> Base:
-    """The base on the CPU."""
+def _read_base(conf: ModelConfig, folder: Path, dtype: torch.dtype, device: torch.device) -> Base:
+    """The base on the device."""
     index = _check_index(folder, conf.path)
     is_sdxl = _is_sdxl(index)
-    vae = _load_model(AutoencoderKL, folder, "vae", conf, dtype)
-    if is_sdxl and dtype == torch.float16 and vae.config.force_upcast:
-        vae = _load_model(AutoencoderKL, folder, "vae", conf, torch.float32)
+    read_ahead(folder)
+    upcast = is_sdxl and dtype == torch.float16 and _forces_upcast(folder)
+    vae = _load_model(AutoencoderKL, folder, "vae", conf, torch.float32 if upcast else dtype, device)
     base = Base(
         tokenizer=_load_tokenizer(folder, "tokenizer"),
-        text_encoder=_load_model(CLIPTextModel, folder, "text_encoder", conf, dtype),
+        text_encoder=_load_model(CLIPTextModel, folder, "text_encoder", conf, dtype, device),
         vae=vae,
-        unet=_load_model(UNet2DConditionModel, folder, "unet", conf, dtype),
+        unet=_load_model(UNet2DConditionModel, folder, "unet", conf, dtype, device),
         scheduler=_load_scheduler(folder),
         path=conf.path,
         dtype=dtype,
-        device=torch.device("cpu"),
+        device=device,
         folder=folder,
         revision=conf.revision,
     )
     if is_sdxl:
         base.tokenizer_2 = _load_tokenizer(folder, "tokenizer_2")
-        base.text_encoder_2 = _load_model(CLIPTextModelWithProjection, folder, "text_encoder_2", conf, dtype)
+        base.text_encoder_2 = _load_model(CLIPTextModelWithProjection, folder, "text_encoder_2", conf, dtype, device)
         base.zero_empty_prompt = bool(index.get("force_zeros_for_empty_prompt", True))
         _pool_at_end(base)
     _check_fit(folder, base)
@@ -258,42 +267,53 @@ def _load_tokenizer(folder: Path, name: str) -> CLIPTokenizer:
         raise UserError(f"{part} can't be read as a CLIP tokenizer: {first_line(error)}.") from error
 
 
-def _load_model(cls: type, folder: Path, part: str, conf: ModelConfig, dtype: torch.dtype) -> nn.Module:
+def _forces_upcast(folder: Path) -> bool:
+    return bool(read_json(folder / "vae" / "config.json", "the part vae/ lacks").get("force_upcast", True))
+
+
+def _load_model(
+    cls: type, folder: Path, part: str, conf: ModelConfig, dtype: torch.dtype, device: torch.device
+) -> nn.Module:
     """Load one part from safetensors; weights that the files do not hold are an error, never random numbers."""
     read_json(folder / part / "config.json", f"the part {part}/ lacks")
-    return read_weights(cls, folder / part, conf.variant, dtype, "model.variant")
+    return read_weights(cls, folder / part, conf.variant, dtype, "model.variant", device)
 
 
-def read_weights(cls: type, place: Path, variant: str | None, dtype: torch.dtype, setting: str) -> nn.Module:
+def read_weights(
+    cls: type, folder: Path, variant: str | None, dtype: torch.dtype, setting: str, device: torch.device = CPU
+) -> nn.Module:
     """A model from the safetensors of a folder; `setting` is the name of the one that chose the variant.
 
     Raises:
         UserError: files that are missing or broken, weights that lack, shapes that config.json does not say.
     """
-    if not any(place.glob("*.safetensors")):
-        other = any(place.glob("*.bin"))
+    if not any(folder.glob("*.safetensors")):
+        other = any(folder.glob("*.bin"))
         what = "only pickled .bin weights; convert them to safetensors" if other else "no weights (*.safetensors)"
-        raise UserError(f"{place} holds {what}.")
-    if variant and not any(place.glob(f"*.{variant}*.safetensors")):
-        raise UserError(f"{place} holds no {variant} weights: say {setting}=null.")
+        raise UserError(f"{folder} holds {what}.")
+    if variant and not any(folder.glob(f"*.{variant}*.safetensors")):
+        raise UserError(f"{folder} holds no {variant} weights: say {setting}=null.")
+    read_as = dtype if device.type == "cpu" else stored_dtype(folder, variant) or dtype
     try:
         with no_progress_bar():
             model, info = cls.from_pretrained(
-                place,
+                folder,
                 variant=variant,
-                dtype=dtype,
+                dtype=read_as,
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
             )
     except Exception as error:  # safetensors, diffusers and transformers raise different families
-        raise UserError(f"{place} can't be loaded as {cls.__name__}: {root_line(error)}.") from error
+        raise UserError(f"{folder} can't be loaded as {cls.__name__}: {root_line(error)}.") from error
     missing = sorted(info["missing_keys"])
     if missing:
-        raise UserError(f"{place} lacks {len(missing)} weights of its {cls.__name__}, first {missing[0]}.")
+        raise UserError(f"{folder} lacks {len(missing)} weights of its {cls.__name__}, first {missing[0]}.")
     mismatched = [key[0] for key in info.get("mismatched_keys") or []]
     if mismatched:
-        raise UserError(f"{place}: {mismatched[0]} has a shape that its config.json does not say.")
+        raise UserError(f"{folder}: {mismatched[0]} has a shape that its config.json does not say.")
+    if device.type != "cpu":
+        place(model, device, dtype)
     return model
 
 

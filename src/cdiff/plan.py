@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cdiff.cost import cost
+from cdiff.memory import estimate
 from cdiff.schema import Config
 
 NO_RUN_FOLDER = ("pretrain", "export", "concept", "doctor")
@@ -60,6 +61,8 @@ def _train(cfg: Config) -> dict[str, str]:
         files.insert(1, "checkpoints/")
     if cfg.logger.name != "none":
         files.append(f"{cfg.logger.name}/")
+    if (needed := estimate(cfg)) is not None:
+        rows["memory"] = needed.in_words()
     if (arithmetic := cost(cfg)) is not None:
         rows["time"] = arithmetic.in_words()
     return rows | {"files": ", ".join(files)}

@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -22,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from cdiff import processes
 from cdiff.convert import to_config, to_dict
 from cdiff.errors import UserError
 from cdiff.locks import LOCK_FILE, RunLock, holder_of, is_alive, this_process
@@ -72,6 +73,10 @@ class Run:
         Raises:
             UserError: the folder can't be made or written.
         """
+        return _together(cfg, lambda: cls._begin(cfg, task))
+
+    @classmethod
+    def _begin(cls, cfg: Config, task: str) -> Run:
         global _active
         wanted = Path(cfg.output) if cfg.output else default_folder(cfg, task)
         try:
@@ -96,6 +101,10 @@ class Run:
         Raises:
             UserError: a living process works in the folder, the run is done, or the folder can't be written.
         """
+        return _together(cfg, lambda: cls._go_on(folder, cfg, facts))
+
+    @classmethod
+    def _go_on(cls, folder: Path, cfg: Config, facts: dict[str, Any]) -> Run:
         global _active
         try:
             lock = RunLock.acquire(Path(folder))
@@ -225,6 +234,53 @@ class Run:
             logging.getLogger("cdiff").removeHandler(self._handler)
             self._handler.close()
             self._handler = None
+
+
+class FollowedRun(Run):
+    """The run of another process of the same command, which writes it: here everything is known and nothing written."""
+
+    def event(self, record: dict[str, Any]) -> None: ...
+
+    def rewind(self, size: int) -> None: ...
+
+    def note(self, **facts: Any) -> None:
+        self.info.update(facts)
+
+    def _end(self, status: str, **facts: Any) -> None:
+        global _active
+        self.info["status"] = status
+        if _active is self:
+            _active = None
+
+
+def _together(cfg: Config, begin: Callable[[], Run]) -> Run:
+    """Of several processes the first begins the run, and the others follow it.
+
+    Raises:
+        UserError: the first could not; said in all of them.
+    """
+    global _active
+    if processes.count() == 1:
+        return begin()
+    processes.join(on_cpu=_on_cpu(cfg.device))
+    run, refused = None, None
+    if processes.is_first():
+        try:
+            run = begin()
+        except UserError as error:
+            refused = error
+    folder, sentence = processes.from_first((str(run.folder) if run else None, str(refused) if refused else None))
+    if sentence is not None:
+        raise refused or UserError(sentence)
+    if run is None:
+        run = _active = FollowedRun(Path(folder))
+    return run
+
+
+def _on_cpu(device: str) -> bool:
+    import torch
+
+    return device == "cpu" or not torch.cuda.is_available()
 
 
 class _LogFile(logging.FileHandler):

@@ -25,7 +25,9 @@ from diffusers import (
 from PIL import Image
 from transformers.utils import logging as transformers_logging
 
+from cdiff import processes
 from cdiff.errors import UserError
+from cdiff.execution import Graphed, choose, compiled, graph_recorder
 from cdiff.models import Base
 from cdiff.schema import SamplerConfig
 from cdiff.tokens import PromptEncoder
@@ -154,18 +156,22 @@ def sample(
             progress(1)
         return {}
 
-    with inference(base):
+    batches = -(-len(requests) // conf.batch_size)
+    execution = choose("sampler.execution", conf.execution, batches * conf.steps, device)
+    with inference(base, execution):
         prompts = {request.prompt for request in requests} | {conf.negative_prompt}
         embeds = _embed(prompts, encoder or PromptEncoder(base))
         if base.zero_empty_prompt and "" in embeds:  # of no request: an empty prompt would be refused before
             embeds[""] = {name: torch.zeros_like(value) for name, value in embeds[""].items()}
-        latents = []
+        images = []
+        # Never more than are drawn at once: with sampler.batch_size=1 an image is bit for bit the stock pipeline's.
+        at_once = min(conf.batch_size, max(1, DECODE_PIXELS // side**2))
         for start in range(0, len(requests), conf.batch_size):
             batch = requests[start : start + conf.batch_size]
             generators = [torch.Generator().manual_seed(request.seed) for request in batch]
             # Noise in fp32 whatever the precision, so that a seed means the same noise everywhere.
             noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-            latents += pipe(
+            latents = pipe(
                 **_stacked([embeds[request.prompt] for request in batch], ""),
                 **_stacked([embeds[conf.negative_prompt]] * len(batch) if guided else [], "negative_"),
                 height=side,
@@ -177,14 +183,35 @@ def sample(
                 latents=noise.to(device),
                 output_type="latent",
                 callback_on_step_end=after_step,
-            ).images.unbind()
-        # Never more than are drawn at once: with sampler.batch_size=1 an image is bit for bit the stock pipeline's.
-        at_once = min(conf.batch_size, max(1, DECODE_PIXELS // side**2))
-        return [
-            image
-            for start in range(0, len(latents), at_once)
-            for image in decode(base, torch.stack(latents[start : start + at_once]))
-        ]
+            ).images
+            images += [image for part in latents.split(at_once) for image in decode(base, part)]
+        return images
+
+
+def sample_together(
+    base: Base,
+    requests: Sequence[Request],
+    conf: SamplerConfig,
+    encoder: PromptEncoder | None = None,
+    *,
+    resolution: int | None = None,
+    progress: Progress | None = None,
+) -> list[Image.Image]:
+    """As `sample`, the batches shared out among the processes of this command; all get all images. Whole batches, so
+    that an image has the same bits however many processes there are."""
+    if processes.count() == 1:
+        return sample(base, requests, conf, encoder, resolution=resolution, progress=progress)
+    batches = [list(requests[start : start + conf.batch_size]) for start in range(0, len(requests), conf.batch_size)]
+
+    def steps(done: int) -> None:
+        if progress is not None:
+            progress(done * processes.count())  # of all processes, if they are as fast as this one
+
+    own = [
+        sample(base, batch, conf, encoder, resolution=resolution, progress=steps)
+        for batch in processes.in_turns(batches)
+    ]
+    return [image for batch in processes.together(own) for image in batch]
 
 
 def sampling_steps(requests: Sequence[Request], conf: SamplerConfig) -> int:
@@ -238,10 +265,10 @@ def _stacked(embeds: Sequence[dict[str, torch.Tensor]], prefix: str) -> dict[str
 
 
 @contextmanager
-def inference(base: Base) -> Iterator[None]:
+def inference(base: Base, execution: str = "eager") -> Iterator[None]:
     """Run the UNet, or the motion UNet in its place, in its own precision while latents and the sampler's arithmetic
     stay in fp32: in bf16 a hundred small steps lose what they add. During training the trained weights are fp32 among
-    half-precision ones: autocast.
+    half-precision ones: autocast, whose casts no graph may keep.
     """
     unet = base.unet
     weights = {parameter.dtype for parameter in unet.parameters()}
@@ -261,6 +288,11 @@ def inference(base: Base) -> Iterator[None]:
     hooks = [unet.register_forward_pre_hook(narrow, with_kwargs=True), unet.register_forward_hook(widen)]
     training = unet.training
     unet.eval()
+    if execution == "compile":
+        unet.forward = compiled(unet.forward, "The UNet")
+    if execution in ("graph", "compile") and len(weights) == 1:
+        recorder = graph_recorder(torch.cuda.Stream(unet.device))
+        unet.forward = Graphed(unet.forward, recorder, "The UNet")
     # On a CPU torch computes a linear layer in other steps where its weight may take a gradient, though none is asked
     # for: the last bits differ. A stock pipeline's weights may, so ours do while they draw.
     frozen = [parameter for model in base.models() for parameter in model.parameters() if not parameter.requires_grad]
@@ -270,6 +302,7 @@ def inference(base: Base) -> Iterator[None]:
         with mixed:
             yield
     finally:
+        unet.__dict__.pop("forward", None)  # the class's own again
         unet.train(training)
         for parameter in frozen:
             parameter.requires_grad_(False)

@@ -41,6 +41,7 @@ class ModelConfig:
     config: str | None = None  # single-file checkpoints: a folder or hub id with the model's configuration files
     world: str = "pocket"  # which of a concept's sources this model sees: pocket | photo
     resolution: int = 128
+    channels_last: bool | None = None  # weights of UNet and VAE in that layout; null: on a GPU in half precision
 
 
 @dataclass
@@ -102,6 +103,7 @@ class TrainConfig:
     captions: bool = True  # captions beside the pictures stand in the templates' place
     prompt_templates: str = "object"  # templates of captions: object | plain | a list in a file
     log_every: int = 10
+    execution: str = "auto"  # of a step: auto | eager | graph (CUDA graphs) | compile (and graphs); cdiff.stepping
     skip_not_finite: int = 0  # steps whose loss or gradient is not finite that are left out; one more stops the run
     then: list[str] = field(default_factory=lambda: ["sample"])
 
@@ -157,6 +159,7 @@ class SamplerConfig:
     guidance_scale: float = 6.0
     eta: float = 0.0
     batch_size: int = 8
+    execution: str = "auto"  # of the UNet: auto | eager | graph | compile; cdiff.sampling
     negative_prompt: str = ""
     token_adjust: TokenAdjustConfig = field(default_factory=TokenAdjustConfig)
 
@@ -332,6 +335,7 @@ class Config:
     prior: PriorConfig = field(default_factory=PriorConfig)
     precision: str = "auto"  # auto | fp32 | fp16 | bf16
     device: str = "auto"  # auto | cpu | cuda
+    memory: str = "normal"  # normal | low (slower, in less of the GPU's memory)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)

@@ -139,8 +139,8 @@ def _put_moments(state: State, moments: dict[str, Tensor]) -> None:
         for key, value in own.items():
             if key != "step" and value.shape != parameter.shape:
                 raise ValueError(f"{name}::{key} has another shape")
-            # fused AdamW keeps its count on the device, in fp32
-            own[key] = value.to(parameter.device)
+            # fused AdamW keeps its count on the device, in fp32, and its moments laid out as the parameter is
+            own[key] = value.to(parameter.device) if key == "step" else torch.empty_like(parameter.data).copy_(value)
         if own:
             optimizer.state[parameter] = own
 

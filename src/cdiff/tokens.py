@@ -167,8 +167,17 @@ class PromptEncoder:
 
     def encode(self, *lists: Sequence[str]) -> list[Encoded]:
         """Encode several lists of prompts in one pass of the text encoder; the gradient reaches the new rows."""
-        sizes = [len(prompts) for prompts in lists]
-        found = self._forward([prompt for prompts in lists for prompt in prompts])
+        return self.encode_ids(self.ids(*lists), [len(prompts) for prompts in lists])
+
+    def ids(self, *lists: Sequence[str]) -> tuple[Tensor, ...]:
+        """The ids (B, L) of all prompts of all lists, one tensor for each text encoder, on the device."""
+        prompts = [prompt for prompts in lists for prompt in prompts]
+        return tuple(tower.tokenize(prompts, self.device) for tower in self.towers)
+
+    def encode_ids(self, ids: Sequence[Tensor], sizes: Sequence[int]) -> list[Encoded]:
+        """As `encode`, of what `ids` gave for lists of these sizes: tensors alone, so that a graph can hold it."""
+        found = self._forward(ids)
+        sizes = list(sizes)
         states = list(zip(*(state.split(sizes) for state in found.states), strict=True))
         pooled = [None] * len(sizes) if found.pooled is None else found.pooled.split(sizes)
         parts = zip(found.hidden.split(sizes), found.ids.split(sizes), states, pooled, strict=True)
@@ -192,7 +201,7 @@ class PromptEncoder:
                 continue
             if self.rows is not None and bool((self.tokenize([prompt]) >= self.first_new_id).any()):
                 raise ValueError(f"'{prompt}' holds a token that trains: it is not a constant")
-            self._constants[prompt] = self._forward([prompt])
+            self._constants[prompt] = self._forward(self.ids([prompt]))
         found = [self._constants[prompt] for prompt in prompts]
         return Encoded(
             hidden=torch.cat([each.hidden for each in found]),
@@ -209,10 +218,9 @@ class PromptEncoder:
         """The feature of each text encoder, (B, D_i)."""
         return read_features(encoded.states, feature_positions(encoded.ids, self.eos_id, kind))
 
-    def _forward(self, prompts: Sequence[str]) -> Encoded:
-        """All prompts through all text encoders."""
+    def _forward(self, ids: Sequence[Tensor]) -> Encoded:
+        """Ids (B, L) of each text encoder through all of them."""
         rows = [None] * len(self.towers) if self.rows is None else self.rows.split(self.widths, dim=1)
-        ids = [tower.tokenize(prompts, self.device) for tower in self.towers]
         several = len(self.towers) > 1
         outputs = [tower.forward(i, own, several) for tower, i, own in zip(self.towers, ids, rows, strict=True)]
         states = tuple(output.last_hidden_state for output in outputs)
@@ -240,7 +248,7 @@ class TextTower:
 
     def tokenize(self, prompts: Sequence[str], device: torch.device) -> Tensor:
         """Ids (B, L)."""
-        return torch.tensor([self._ids(prompt) for prompt in prompts], device=device)
+        return to_device(torch.tensor([self._ids(prompt) for prompt in prompts]), device)
 
     def _ids(self, prompt: str) -> list[int]:
         known = self._tokenized.get(prompt)
@@ -276,6 +284,13 @@ class TextTower:
         index = (ids - self.first_new_id).clamp(min=0)
         new = nn.functional.embedding(index, rows.to(self.table.dtype))
         return torch.where((ids >= self.first_new_id).unsqueeze(-1), new, frozen)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on the device; from pinned memory, since a copy from any other waits for the GPU to be done."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def read_features(states: Sequence[Tensor], positions: Tensor) -> list[Tensor]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
+from cdiff import processes
 from cdiff.convert import flat, to_dict
 from cdiff.errors import UserError
 from cdiff.runs import Run
@@ -197,6 +198,8 @@ class TensorBoardTracker(Tracker):
 
 def open_tracker(cfg: Config, run: Run, start: int = 0) -> Tracker:
     """The tracker of `logger=`; when it can't work, a warning and a NullTracker. A resumed run goes on from `start`."""
+    if not processes.is_first():
+        return NullTracker(run)  # whose run writes nothing
     if cfg.logger.name == "wandb":
         return _open_wandb(cfg, run)
     if cfg.logger.name == "tensorboard":

@@ -49,8 +49,13 @@ class Guard:
         """Before the update: whether it may happen. loss, norm: scalars of this step, over all micro-batches."""
         seen = loss if self.scaled else loss + norm
         bad = (~torch.isfinite(seen)).to(self.skipped.dtype)
-        bad = self.accelerator.reduce(bad, "sum").clamp(max=1)  # no process may take a step that another leaves out
-        self.skipped = self.skipped + bad
+        # no process may take a step that another leaves out
+        self.decide(self.accelerator.reduce(bad, "sum").clamp(max=1))
+
+    def decide(self, bad: Tensor) -> None:
+        """As `judge`, of what all processes agree on: a scalar that is 0 or false for a good step."""
+        bad = bad.to(self.skipped.dtype)
+        self.skipped += bad  # in place: a graph of the step finds it where it was
         if not self.scaled:
             self.optimizer.found_inf = torch.maximum(bad, (self.skipped > self.allowed).to(bad.dtype))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cdiff import processes
 from cdiff.concepts import Concept
 from cdiff.data.augment import View, apply_view, sample_view
 from cdiff.data.beside import own_caption
@@ -129,17 +130,16 @@ def _encode_plan(
         picture = pictures[item.concept][item.view.picture]
         return apply_view(picture.image, item.view, resolution, factor, picture.mask, background)
 
-    means, stds, masks = [], [], []
+    encoded = []
     for batch in _prepared_batches(plan, prepare, batch_size):
         mean, std = encode_pixels(vae, torch.stack([pixels for pixels, _ in batch]), device)
-        means.append(mean)
-        stds.append(std)
-        masks += [mask for _, mask in batch]
+        encoded.append((mean, std, torch.stack([mask for _, mask in batch])))
         if progress:
-            progress(len(batch))
+            progress(len(batch) * processes.count())
+    means, stds, masks = zip(*processes.together(encoded), strict=True)
     # cat, outside inference mode, makes ordinary tensors of them, which autograd can keep.
     views = TrainingViews(
-        torch.cat(means), torch.cat(stds), torch.stack(masks),
+        torch.cat(means), torch.cat(stds), torch.cat(masks),
         [item.prompt for item in plan], [item.concept for item in plan],
         torch.tensor([size_and_crop(item.view, pictures[item.concept][item.view.picture].image.size, resolution)
                       for item in plan], dtype=torch.float32),
@@ -183,10 +183,12 @@ def vae_factor(vae: torch.nn.Module) -> int:
 
 
 def _prepared_batches(plan: list[PlannedView], prepare: Callable, batch_size: int) -> Iterator[list]:
-    """Batches of prepared views in order; the next one is prepared while the caller encodes."""
+    """Batches of prepared views in order, of several processes this one's share; the next one is prepared while the
+    caller encodes."""
+    batches = processes.in_turns([plan[start : start + batch_size] for start in range(0, len(plan), batch_size)])
     with ThreadPoolExecutor(PREPARING_THREADS) as pool:
         ahead: list = []
-        for start in range(0, len(plan) + batch_size, batch_size):
-            ready, ahead = ahead, [pool.submit(prepare, item) for item in plan[start : start + batch_size]]
+        for batch in [*batches, []]:
+            ready, ahead = ahead, [pool.submit(prepare, item) for item in batch]
             if ready:
                 yield [future.result() for future in ready]

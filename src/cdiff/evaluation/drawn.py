@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cdiff import console
+from cdiff import console, processes
 from cdiff.drawing import facts
 from cdiff.errors import UserError
-from cdiff.grids import PROMPTS_FILE, file_names, save_sample, write_index
+from cdiff.grids import PROMPTS_FILE, file_names, save_all, write_index
 from cdiff.models import Base
 from cdiff.runs import atomic_write
-from cdiff.sampling import Request, sample, sampling_steps
+from cdiff.sampling import Request, sample_together, sampling_steps
 from cdiff.schema import Config
 
 SETTINGS_FILE = "drawing.json"
@@ -32,13 +32,19 @@ def draw_missing(
     that decide an image are not those it was drawn with, all are drawn again.
 
     Args:
-        base: gives the model, adapter applied; not called when nothing is missing.
+        base: gives the model, adapter applied; not called when nothing is missing. Several processes share the
+            drawing, and the first alone writes: the others get no names.
         made: what tells this adapter from others (`adapter_digest`).
     """
+    if not processes.is_first():
+        if missing := processes.from_first(None):
+            _draw(cfg, missing, folder, base(), {})
+        return []
     names = file_names(requests)
     there = _there(folder, _settings(cfg, made))
     missing = [(n, r) for n, r in zip(names, requests, strict=True) if not _is_there(folder, n, r, there)]
     index = {name: there[name] for name, request in zip(names, requests) if _is_there(folder, name, request, there)}
+    processes.from_first(missing)
     if missing:
         if index:
             console.say(f"{len(index)} images are there already, {len(missing)} are drawn.")
@@ -49,17 +55,18 @@ def draw_missing(
 def _draw(
     cfg: Config, missing: list[tuple[str, Request]], folder: Path, base: Base, index: dict[str, dict[str, Any]]
 ) -> None:
-    piece = cfg.sampler.batch_size * BATCHES
+    piece = cfg.sampler.batch_size * BATCHES * processes.count()
     pieces = [missing[start : start + piece] for start in range(0, len(missing), piece)]
     steps = sum(sampling_steps([request for _, request in part], cfg.sampler) for part in pieces)
     said = facts(cfg, cfg.sampler)
     with console.progress(steps, "Drawing") as ticker:
         for part in pieces:
             requests = [request for _, request in part]
-            images = sample(base, requests, cfg.sampler, resolution=cfg.model.resolution, progress=ticker)
+            images = sample_together(base, requests, cfg.sampler, resolution=cfg.model.resolution, progress=ticker)
+            if not processes.is_first():
+                continue
             try:
-                for (name, request), image in zip(part, images, strict=True):
-                    index[name] = save_sample(folder / name, image, request, said)
+                index |= save_all(folder, [name for name, _ in part], images, requests, said)
                 write_index(folder, index)
             except OSError as error:
                 raise UserError(f"The images can't be written into {folder} ({error.strerror or error}).") from error
@@ -98,7 +105,9 @@ def _is_there(folder: Path, name: str, request: Request, there: Mapping[str, Any
 
 def _settings(cfg: Config, made: str) -> dict[str, Any]:
     """What decides an image beside its prompt and seed; how many are drawn at once does not."""
-    sampler = {f"sampler.{k}": v for k, v in dataclasses.asdict(cfg.sampler).items() if k != "batch_size"}
+    sampler = {
+        f"sampler.{k}": v for k, v in dataclasses.asdict(cfg.sampler).items() if k not in ("batch_size", "execution")
+    }
     model = {f"model.{k}": getattr(cfg.model, k) for k in ("path", "revision", "variant", "resolution")}
     return {"adapter": made, "precision": cfg.precision, **model, **sampler}
 

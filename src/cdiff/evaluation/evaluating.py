@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdiff import console, shared
+from cdiff import console, processes, shared
 from cdiff.errors import UserError
 from cdiff.evaluation.drawn import draw_missing
 from cdiff.evaluation.folders import read_image_folder
@@ -82,8 +82,9 @@ def evaluate_run(
     base: Callable[[], Base],
     made: str,
     facts: Mapping[str, Any],
-) -> Result:
-    """Evaluate a trained adapter by `cfg.protocol`, in FOLDER/evaluation/NAME.
+) -> Result | None:
+    """Evaluate a trained adapter by `cfg.protocol`, in FOLDER/evaluation/NAME. Several processes share the drawing; the
+    first alone scores, and the others get None.
 
     Args:
         cfg: with the run's own model; sampler, seed, protocol and metrics are the evaluation's.
@@ -94,11 +95,13 @@ def evaluate_run(
     """
     cases = read_cases(cfg.protocol, subjects)
     target = folder / FOLDER / (cfg.evaluate.name or cfg.protocol.name)
-    with locked(target):
+    with locked(target) if processes.is_first() else contextlib.nullcontext():
         each = range(cfg.protocol.images_per_prompt)
         asked = [(c, Request(c.prompt, i, image_seed(cfg.seed, c.prompt, i))) for c in cases for i in each]
         images = target / "images"
         files = draw_missing(cfg, [request for _, request in asked], images, base, made)
+        if not processes.is_first():
+            return None
         classes = {subject.token: subject.class_word for subject in subjects}
         conf = cfg.evaluate
         texts = {c.prompt: metric_text(c.prompt, conf.prompt_rule, classes, conf.tokens) for c in cases}

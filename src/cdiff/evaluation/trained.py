@@ -50,6 +50,8 @@ def evaluate_trained(
     facts = {"name": name, "run": str(folder.absolute()), "method": cfg.method.name, "setting": cfg.method.name}
     made = adapter_digest(folder / "adapter")
     result = evaluate_run(cfg, concepts, pictures, folder, scoring, lambda: base, made, facts)
+    if result is None:
+        return {}  # another process scores
     show_result(result)
     track(tracker, [result], None)
     overall = {name: one.mean for name, one in result.summary.overall().items()}

@@ -48,6 +48,7 @@ def prepare(base: Base, conf: MethodConfig) -> Trainables:
         named=named,
         state=lambda: {adapter_name(name): parameter for name, parameter in named.items()},
         train_token=bool(conf.train_token),
+        needs_autocast=False,
     )
     trainables.undo.append(lambda: freeze(named.values(), base.dtype))
     trainables.undo.append(set_training_attention(base.unet, conf.detach_start_token))
@@ -78,8 +79,8 @@ class TrainingAttention:
     """Cross-attention whose output is the stock processor's, with two differences for training.
 
     K and V of text position 0 (the start token, the same for every prompt) carry no gradient, as in Custom
-    Diffusion's code. And weights may be fp32 inside a half-precision UNet, with autocast or without: each projection
-    runs in its weight's dtype, its result goes on in the dtype of the UNet.
+    Diffusion's code. And weights may be fp32 inside a half-precision UNet, with autocast or without: the products are
+    in the UNet's precision.
     """
 
     def __init__(self, detach_start_token: bool = True) -> None:
@@ -119,10 +120,11 @@ class TrainingAttention:
 
 
 def _project(layer: nn.Linear, x: Tensor) -> Tensor:
-    """A linear layer in its own dtype; the result in that of x (or of autocast, which decides for both)."""
-    if torch.is_autocast_enabled(x.device.type):
+    """A linear layer in the dtype of x (or of autocast), whatever its weight is kept in."""
+    if torch.is_autocast_enabled(x.device.type) or layer.weight.dtype == x.dtype:
         return layer(x)
-    return layer(x.to(layer.weight.dtype)).to(x.dtype)
+    bias = None if layer.bias is None else layer.bias.to(x.dtype)
+    return F.linear(x, layer.weight.to(x.dtype), bias)
 
 
 def _detach_first(x: Tensor) -> Tensor:

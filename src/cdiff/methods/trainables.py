@@ -16,6 +16,8 @@ class Trainables:
     named: dict[str, nn.Parameter]  # of the UNet, by its names; fp32 while training
     state: Callable[[], dict[str, Tensor]]  # the UNet's trained tensors as an adapter names them
     train_token: bool = True
+    # Whether fp32 weights among half-precision ones need autocast to meet; it costs norms in fp32 and casts.
+    needs_autocast: bool = True
     text: dict[str, nn.Parameter] = field(default_factory=dict)  # of the text encoder, by its names; fp32
     saved_dtype: torch.dtype = torch.float32  # of what is written
     undo: list[Callable[[], None]] = field(default_factory=list)

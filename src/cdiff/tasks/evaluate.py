@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from cdiff import console
+from cdiff import console, processes
 from cdiff.adapter import Adapter, load_adapter
 from cdiff.engine import process_device
 from cdiff.evaluation.compare import Comparison, compare
@@ -39,6 +39,9 @@ def run(cfg: Config) -> dict[str, Any]:
     """Evaluate what `run=` or `images=` names. Returns folders, overall means and the objective."""
     trained = [] if cfg.images else find_runs(cfg)
     run = Run.start(cfg, "evaluate")
+    if not processes.is_first():  # draws along, and the first process does all the rest
+        _evaluate_runs(cfg, trained)
+        return {}
     with ExitStack() as stack:
         tracker = open_tracker(cfg, run)
         stack.callback(tracker.finish)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cdiff import console, shared
+from cdiff import console, processes, shared
 from cdiff.adapter import save_adapter
 from cdiff.checkpoint import FOLDER as CHECKPOINTS
 from cdiff.checkpoint import Checkpoint, Store
@@ -31,6 +31,7 @@ from cdiff.errors import UserError
 from cdiff.evaluation.trained import check_evaluation, evaluate_trained
 from cdiff.grids import write_grid, write_samples
 from cdiff.keeping import Keeper
+from cdiff.memory import views_at_once
 from cdiff.methods import Trainables, prepare
 from cdiff.metrics.references import content_key
 from cdiff.models import DTYPES, Base, load_base, resolve_precision
@@ -43,8 +44,6 @@ from cdiff.signals import StopRequest
 from cdiff.token_adjust import adjust_tokens
 from cdiff.tokens import PromptEncoder, add_tokens, write_rows
 from cdiff.tracking import Tracker, open_tracker
-
-ENCODED_PIXELS = 8 * 512 * 512  # of training views, encoded at once
 
 
 def run(cfg: Config) -> dict[str, Any]:
@@ -80,7 +79,10 @@ def train_run(cfg: Config, stop: StopRequest) -> dict[str, Any]:
             vectors = {concept.token: row for concept, row in zip(concepts, result.token_rows, strict=True)}
             info = adapter_info(cfg, concepts, result) | {"token_widths": base.token_widths}
             folder, text = run.folder / "adapter", result.text_encoder_weights
-            adapter = save_adapter(folder, result.unet_weights, vectors, info, text)
+            adapter = folder
+            if processes.is_first():
+                adapter = save_adapter(folder, result.unet_weights, vectors, info, text)
+            processes.from_first(None)  # nobody goes on before it is there
         drawn, scores = None, {}
         if cfg.train.then:
             trainables.restore()
@@ -137,7 +139,7 @@ def encode(cfg: Config, base: Base, concepts: list[Concept]) -> TrainingViews:
     side = cfg.model.resolution
     sharpest = round(side * max(1.0, cfg.augment.zoom_max))  # no view needs more pixels of a picture's shorter side
     pictures = [read_concept(concept.folder, sharpest, cfg.train.captions) for concept in concepts]
-    samples = cfg.train.steps * cfg.train.batch_size * cfg.train.gradient_accumulation_steps
+    samples = cfg.train.steps * cfg.train.batch_size * cfg.train.gradient_accumulation_steps * processes.count()
     count = min(cfg.augment.views or samples, samples)
 
     def make() -> TrainingViews:
@@ -151,7 +153,7 @@ def encode(cfg: Config, base: Base, concepts: list[Concept]) -> TrainingViews:
                 side,
                 cfg.seed,
                 base.device,
-                min(64, max(1, ENCODED_PIXELS // side**2)),
+                views_at_once(cfg.memory, side),
                 cfg.train.prompt_templates,
                 progress=ticker,
             )
