@@ -39,6 +39,7 @@ LAYERS = (
     ("concepts", "token_adjust"),
     ("adapter", "tracking", "console", "execution"),
     ("sweep_folder",),
+    ("finding",),
     ("runs",),
     ("pocket",),
     ("catalog", "checks", "convert", "merging", "cost", "memory"),

@@ -10,9 +10,10 @@ import pytest
 from cdiff.cli import main
 from cdiff.compose import compose, to_checked_config
 from cdiff.errors import UserError
+from cdiff.finding import find_resumable
 from cdiff.overrides import read_overrides
 from cdiff.resuming import adopt_resumed, changed_keys
-from cdiff.runs import Run, find_resumable
+from cdiff.runs import Run
 from cdiff.schema import ConceptConfig, Config
 
 

@@ -14,7 +14,8 @@ import pytest
 
 from cdiff import runs
 from cdiff.errors import UserError
-from cdiff.runs import Run, atomic_write, find_run
+from cdiff.finding import find_run
+from cdiff.runs import Run, atomic_write
 from cdiff.schema import ConceptConfig, Config
 
 

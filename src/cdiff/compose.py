@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cdiff import catalog, gpus, runs
+from cdiff import catalog, finding, gpus
 from cdiff.checks import check
 from cdiff.convert import flat, to_config
 from cdiff.errors import UserError
@@ -83,9 +83,9 @@ def adopt_run(config: Config, words: list[str]) -> None:
 def _adopt_run(config: Config, words: list[str]) -> None:
     if config.task not in READS_A_RUN or not isinstance(config.run, str) or config.run == NO_RUN:
         return
-    if config.task == "evaluate" and (config.images or runs.is_sweep(config.run)):
+    if config.task == "evaluate" and (config.images or finding.is_sweep(config.run)):
         return  # images of nobody's run, or many runs, each with a model and concepts of its own
-    run = runs.find_run(config.run, concept=list(config.concepts))
+    run = finding.find_run(config.run, concept=list(config.concepts))
     past = run.config()
     check(past)  # its names make folders here, and the file may be anybody's
     config.run, config.concept, config.concepts = str(run.folder), past.concept, past.concepts
@@ -115,7 +115,7 @@ def _adopt_first(config: Config, words: list[str]) -> None:
     """Merged runs share a base: the first one's model and method are taken. A bare adapter's folder has no settings."""
     folder = Path(config.runs[0])
     if not folder.is_dir() or (folder / "run.json").is_file():
-        _adopt_groups(config, runs.find_run(config.runs[0]).config(), words)
+        _adopt_groups(config, finding.find_run(config.runs[0]).config(), words)
 
 
 def _adopt_groups(config: Config, past: Config, words: list[str]) -> None:

@@ -23,9 +23,9 @@ from cdiff.drawing import default_prompts, written_out
 from cdiff.engine import process_device
 from cdiff.errors import UserError
 from cdiff.evaluation.prompts import metric_text
+from cdiff.finding import find_run
 from cdiff.metrics import Item, open_metrics, prepare_references, score_items
 from cdiff.models import DTYPES, Base, base_of, load_base, resolve_precision
-from cdiff.runs import find_run
 from cdiff.sampling import make_requests, sample
 from cdiff.schema import Config
 

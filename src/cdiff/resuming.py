@@ -14,7 +14,8 @@ from typing import Any
 from cdiff.checks import check
 from cdiff.convert import all_keys
 from cdiff.errors import UserError
-from cdiff.runs import Run, find_resumable
+from cdiff.finding import find_resumable
+from cdiff.runs import Run
 from cdiff.schema import Config
 from cdiff.suggest import nearest_key
 

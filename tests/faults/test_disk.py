@@ -17,7 +17,8 @@ from tiny_world import adapter_bytes, environment, scalars, status
 
 from cdiff.checkpoint import newest
 from cdiff.cli import main
-from cdiff.runs import Run, find_run
+from cdiff.finding import find_run
+from cdiff.runs import Run
 
 
 @contextlib.contextmanager

@@ -12,8 +12,8 @@ import yaml
 
 from cdiff.adapter import adapter_name, apply_adapter, load_adapter
 from cdiff.cli import main
+from cdiff.finding import find_run
 from cdiff.models import load_base
-from cdiff.runs import find_run
 from cdiff.schema import ModelConfig
 from cdiff.tokens import PromptEncoder
 

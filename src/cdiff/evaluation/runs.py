@@ -12,7 +12,8 @@ from cdiff.adapter import Adapter
 from cdiff.concepts import resolve_concepts
 from cdiff.convert import flat, to_dict
 from cdiff.errors import UserError
-from cdiff.runs import NOT_A_SETTING, TRAINED, Run, find_run, is_sweep
+from cdiff.finding import find_run, is_sweep
+from cdiff.runs import NOT_A_SETTING, TRAINED, Run
 from cdiff.schema import Config
 from cdiff.sweep_folder import ATTEMPTS
 

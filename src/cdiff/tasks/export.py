@@ -21,9 +21,10 @@ from cdiff.errors import UserError
 from cdiff.export.fitting import check_fit
 from cdiff.export.folder import new_folder, refuse_existing
 from cdiff.export.writing import WRITERS, Written
+from cdiff.finding import find_run
 from cdiff.models import DTYPES, Base, load_base
 from cdiff.provenance import versions
-from cdiff.runs import Run, find_run
+from cdiff.runs import Run
 from cdiff.schema import Config
 
 LARGE = 0.05  # an error of a layer that is worth a warning

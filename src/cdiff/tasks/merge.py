@@ -17,8 +17,9 @@ from cdiff.concepts import normalize_token
 from cdiff.drawing import TOKEN, default_prompts
 from cdiff.engine import process_device
 from cdiff.errors import UserError
+from cdiff.finding import find_run
 from cdiff.models import Base, load_base
-from cdiff.runs import Run, atomic_write, find_run
+from cdiff.runs import Run, atomic_write
 from cdiff.schema import ConceptConfig, Config
 from cdiff.tokens import PromptEncoder, eos_positions
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cdiff import console
+from cdiff.finding import find_run
 from cdiff.report.study import read_study
-from cdiff.runs import Run, find_run
+from cdiff.runs import Run
 from cdiff.schema import Config
 
 PAGE = "report.html"

@@ -20,8 +20,9 @@ from cdiff.concepts import normalize_token
 from cdiff.drawing import TOKEN, chosen_prompts, draw_requests
 from cdiff.engine import process_device
 from cdiff.errors import UserError
+from cdiff.finding import find_run
 from cdiff.models import DTYPES, load_base, resolve_precision
-from cdiff.runs import Run, find_run
+from cdiff.runs import Run
 from cdiff.sampling import make_requests
 from cdiff.schema import Config
 from cdiff.token_adjust import apply_for_sampling

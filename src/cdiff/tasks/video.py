@@ -26,8 +26,9 @@ from cdiff.evaluation.evaluating import Scoring, open_scoring
 from cdiff.evaluation.pictures import given_pictures, pictures_of_run
 from cdiff.evaluation.runs import subjects_of
 from cdiff.evaluation.tables import show_result, track
+from cdiff.finding import find_run
 from cdiff.models import DTYPES, Base, load_base, resolve_precision
-from cdiff.runs import Run, find_run
+from cdiff.runs import Run
 from cdiff.sampling import Request, make_requests, sampling_steps
 from cdiff.schema import Config
 from cdiff.tasks.sample import BASE, configured, one_run, trained, without_tokens
