@@ -88,9 +88,9 @@ def test_two_processes_go_on_in_the_same_bits(run, tmp_path):
 
 def test_two_processes_draw_the_pictures_of_one(run, sd15_folder, tmp_path):
     drawing = [*words(sd15_folder), "task=sample", f"run={run}", *PROMPTS, "sampler.batch_size=2"]
-    assert main([*drawing, f"output={tmp_path / 'one'}"]) == 0
-    done = launch(*drawing, f"output={tmp_path / 'two'}")
-    assert done.returncode == 0, done.stderr
+    for which, count in (("one", 1), ("two", 2)):
+        done = launch(*drawing, f"output={tmp_path / which}", processes=count)
+        assert done.returncode == 0, done.stderr
     files = sorted(path.name for path in (tmp_path / "one" / "samples").iterdir())
     assert len(files) == 8 and files == sorted(path.name for path in (tmp_path / "two" / "samples").iterdir())
     for name in files:

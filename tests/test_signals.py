@@ -106,3 +106,12 @@ def test_inside_an_import_a_second_leaves_a_training_at_once(tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt) as left, StopRequest().listening():
         import hanging_module  # noqa: F401
     assert time.monotonic() - start < 10 and not isinstance(left.value, Interrupted)
+
+
+def test_what_stopped_an_earlier_command_does_not_stop_the_next():
+    with pytest.raises(Interrupted), StopRequest().listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert stopped_by() == "SIGTERM"
+    with as_interrupt():
+        assert stopped_by() is None

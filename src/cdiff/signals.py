@@ -29,7 +29,7 @@ _last: StopRequest | None = None
 
 
 def stopped_by() -> str | None:
-    """The signal that asked this process's last training to stop; None when none did."""
+    """The signal that asked this command's last training to stop; None when none did."""
     return _last.asked if _last is not None else None
 
 
@@ -80,7 +80,9 @@ class StopRequest:
 
 @contextmanager
 def as_interrupt() -> Iterator[None]:
-    """Outside of a training, SIGTERM and SIGUSR1 end a process as Ctrl-C does: the run is marked, trackers close."""
+    """Outside of a training, SIGTERM and SIGUSR1 end a command as Ctrl-C does: the run is marked, trackers close."""
+    global _last
+    _last = None  # of an earlier command of this process
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if _importing(frame):
@@ -91,24 +93,23 @@ def as_interrupt() -> Iterator[None]:
         yield
 
 
-_nested = 0  # how many _handling are open: a signal is sent again only while somebody is there to take it
+_open: list[object] = []  # the _handling that are open, the innermost last
 
 
 @contextmanager
 def _handling(numbers: tuple[signal.Signals, ...], handler: object) -> Iterator[None]:
     """Take signals over in here; outside of the main thread nothing is changed."""
-    global _nested
-    before = {}
+    mark, before = object(), {}
     with contextlib.suppress(ValueError):  # not the main thread
         for number in numbers:
             before[number] = signal.signal(number, handler)
-    _nested += bool(before)
+    _open.append(mark)
     try:
         yield
     finally:
-        _nested -= bool(before)
         for number, old in before.items():
             signal.signal(number, old)
+        _open.remove(mark)
 
 
 def _importing(frame: FrameType | None) -> bool:
@@ -122,8 +123,10 @@ def _importing(frame: FrameType | None) -> bool:
 
 
 def _send_again(number: int, announce: Callable[[], None]) -> None:
+    mark = _open[-1]
+
     def send() -> None:
-        if _nested:
+        if mark in _open:  # else it was taken already, and whoever listens now was not meant
             announce()
             os.kill(os.getpid(), number)
 

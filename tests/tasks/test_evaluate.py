@@ -79,7 +79,7 @@ def test_images_and_scores_are_reused(job, run_folder, scorer, monkeypatch, caps
     target = run_folder / "evaluation" / "quick"
     before = (target / "rows.csv").read_bytes()
     scorer.seen.clear()
-    monkeypatch.setattr(drawn, "sample", None)  # nothing may be drawn
+    monkeypatch.setattr(drawn, "sample_together", None)  # nothing may be drawn
     assert main([*job, f"run={run_folder}"]) == 0
     assert scorer.seen == [] and (target / "rows.csv").read_bytes() == before
 
@@ -228,7 +228,7 @@ def test_train_then_evaluate_returns_the_objective(sd15_folder, scorer, tmp_path
     assert any(e["event"] == "table" and e["rows"] == 1 for e in events)
     later = [*words(sd15_folder), *protocol, "task=evaluate", "run=run"]
     with monkeypatch.context() as patch:
-        patch.setattr(drawn, "sample", None)
+        patch.setattr(drawn, "sample_together", None)
         assert main(later) == 0
     images = Path("run/evaluation/quick/images")
     in_memory = {file.name: file.read_bytes() for file in images.glob("*.png")}
