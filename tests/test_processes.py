@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_job import draw_pictures, words
+from tiny_job import draw_pictures, plain_environment, words
 
 from cdiff import processes
 from cdiff.cli import main
@@ -24,11 +23,15 @@ TRAINING = ["train.then=[]", "optimizer.epsilon=1e-2", "lr_schedule=linear", "ch
 PROMPTS = ["prompts=['a photo of a <new1> dog','a <new1> dog on the beach']", "images_per_prompt=3"]
 
 
-def launch(*command: str, processes: int = 2) -> subprocess.CompletedProcess:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+def launch(*command: str) -> subprocess.CompletedProcess:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     return subprocess.run(
-        [*launcher, "-m", "cdiff", *command], env=env, capture_output=True, text=True, timeout=300, check=False
+        [*launcher, "-m", "cdiff", *command],
+        env=plain_environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 
@@ -88,9 +91,9 @@ def test_two_processes_go_on_in_the_same_bits(run, tmp_path):
 
 def test_two_processes_draw_the_pictures_of_one(run, sd15_folder, tmp_path):
     drawing = [*words(sd15_folder), "task=sample", f"run={run}", *PROMPTS, "sampler.batch_size=2"]
-    for which, count in (("one", 1), ("two", 2)):
-        done = launch(*drawing, f"output={tmp_path / which}", processes=count)
-        assert done.returncode == 0, done.stderr
+    assert main([*drawing, f"output={tmp_path / 'one'}"]) == 0
+    done = launch(*drawing, f"output={tmp_path / 'two'}")
+    assert done.returncode == 0, done.stderr
     files = sorted(path.name for path in (tmp_path / "one" / "samples").iterdir())
     assert len(files) == 8 and files == sorted(path.name for path in (tmp_path / "two" / "samples").iterdir())
     for name in files:

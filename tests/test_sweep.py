@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_job import draw_pictures, words
+from tiny_job import draw_pictures, plain_environment, words
 
 from cdiff import models, shared
 from cdiff.cli import main
@@ -228,7 +228,7 @@ def test_the_order_of_jobs_changes_no_number_and_the_base_is_read_once(sd15_fold
 def test_a_sweep_killed_half_way_goes_on(sd15_folder, tmp_path):
     common = job_words(sd15_folder, draw_pictures(tmp_path / "pictures"))
     command = [sys.executable, "-m", "cdiff", "-m", *common, "seed=1,2", "name=s"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=plain_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (SWEEP / "1-seed=2" / "run.json").exists() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from PIL import Image, ImageDraw
+
+PLAIN = Path(__file__).parent / "plain"
+
+
+def plain_environment(**more: str) -> dict[str, str]:
+    """Of a process as a user starts it who installed no extras, with one thread and offline."""
+    path = os.pathsep.join(filter(None, (str(PLAIN), os.environ.get("PYTHONPATH"))))
+    plain = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
+    return {**os.environ, **plain, **more}
 
 
 def draw_pictures(folder: Path, count: int = 3) -> Path:

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from tiny_world import adapter_bytes, environment, scalars, status
+from tiny_world import assert_same_bits, environment, status
 
 from cdiff.checkpoint import newest
 from cdiff.cli import main
@@ -39,7 +39,7 @@ def assert_not_done(run: Path) -> None:
 
 def assert_goes_on(run: Path, whole: Path) -> None:
     assert main(["task=train", f"resume={run}"]) == 0
-    assert scalars(run) == scalars(whole) and adapter_bytes(run) == adapter_bytes(whole)
+    assert_same_bits(run, whole)
     assert find_run(run).status == "done"
 
 
@@ -136,7 +136,7 @@ def test_a_folder_that_is_deleted_while_it_works(stopped, refused, at_step):
 def test_checkpoints_that_are_deleted_while_it_works(stopped, whole, at_step):
     at_step(13, lambda _: shutil.rmtree(stopped / "checkpoints"))
     assert main(["task=train", f"resume={stopped}"]) == 0
-    assert adapter_bytes(stopped) == adapter_bytes(whole)
+    assert_same_bits(stopped, whole)
 
 
 def test_no_file_descriptor_is_left(stopped, whole, refused, at_step):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+from itertools import zip_longest
 from pathlib import Path
 
-from tiny_job import words
+from tiny_job import plain_environment, words
 
 STEPS = 24
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "COLUMNS": "200"}
+COLUMNS = "200"
 SETTINGS = (f"train.steps={STEPS}", "train.log_every=1", "train.then=[]", "augment.views=6", "checkpoints.every=2")
 TIMING = ("time", "images_per_second")
 
@@ -22,7 +22,7 @@ def command(model: Path, pictures: Path, *more: str) -> list[str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, **ENVIRONMENT, **more}
+    return plain_environment(COLUMNS=COLUMNS, **more)
 
 
 def start(line: list[str], home: Path, **options) -> subprocess.Popen:
@@ -55,8 +55,15 @@ def losses(run: Path) -> list[dict]:
     return [row for row in scalars(run) if "loss/total" in row]
 
 
-def adapter_bytes(run: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in (run / "adapter").glob("*.safetensors")}
+def assert_same_bits(run: Path, whole: Path, logs: bool = True) -> None:
+    """The adapter of `run` is that of `whole` bit by bit, and with `logs` so is every scalar; else says what is not."""
+    if logs:
+        pairs = zip_longest(scalars(run), scalars(whole))
+        differing = next(((number, pair) for number, pair in enumerate(pairs) if pair[0] != pair[1]), None)
+        assert differing is None, f"{run}: row {differing[0]} of the log is {differing[1][0]}, not {differing[1][1]}"
+    files = [{f.name: f.read_bytes() for f in (folder / "adapter").glob("*.safetensors")} for folder in (run, whole)]
+    assert files[0].keys() == files[1].keys() and files[0], run
+    assert (unlike := [name for name in files[0] if files[0][name] != files[1][name]]) == [], f"{run}: {unlike}"
 
 
 def status(run: Path) -> dict:
