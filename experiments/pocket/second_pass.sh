@@ -14,7 +14,7 @@ total=${2:-1380}
 start=$(date +%s)
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 settings=("pretrain.settings.pictures.pair=0.3" "${@:3}")
-[ -f "$folder/weights/unet/config.json" ] || { echo "$folder/weights holds no unet to go on from" >&2; exit 2; }
+[ -f "$folder/weights/base/unet/config.json" ] || { echo "$folder/weights holds no unet to go on from" >&2; exit 2; }
 mkdir -p "$folder/log"
 export TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=2 PYTHONUNBUFFERED=1
 
@@ -29,5 +29,5 @@ CUDA_VISIBLE_DEVICES=0 python3 -m cdiff task=pretrain pretrain.stage=unet pretra
     echo "stage unet failed: see $folder/log/unet.txt"
 wait
 CUDA_VISIBLE_DEVICES=0 python3 -m cdiff task=pretrain pretrain.stage=scores pretrain.folder="$folder" \
-    >"$folder/log/scores.txt" 2>&1 || echo "stage scores failed: see $folder/log/scores.txt"
+    "${settings[@]}" >"$folder/log/scores.txt" 2>&1 || echo "stage scores failed: see $folder/log/scores.txt"
 echo "made in $(($(date +%s) - start)) s"

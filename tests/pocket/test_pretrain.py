@@ -232,6 +232,8 @@ def test_a_stage_without_what_it_needs_says_so(made, tmp_path):
         make("unet", tmp_path / "half", wait=True, patience=0.0)
     with pytest.raises(UserError, match="other settings"):
         make("clips", tmp_path / "half", shard=3)
+    with pytest.raises(UserError, match=r"shard=6 is no multiple of 4"):
+        make("pictures", tmp_path / "odd", shard=6)
     for file in (tmp_path / "half" / "pictures").glob("*.npy"):
         file.unlink()
     with pytest.raises(UserError, match="in time"):

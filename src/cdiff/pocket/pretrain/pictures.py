@@ -82,8 +82,14 @@ def write_arrays(folder: str, shard: int, arrays: dict[str, np.ndarray]) -> None
 
 def render_pictures(folder: Path, count: int, workers: int, settings: dict, log, split: str = "train") -> None:
     """Renders `count` pictures in shards; shards that exist are kept. settings: `shard`, pictures in each, and `pair`,
-    the share of pictures with two subjects."""
+    the share of pictures with two subjects.
+
+    Raises:
+        UserError: a shard would end amid the pictures of one identity.
+    """
     size, pair = settings.get("shard", SHARD), settings.get("pair", PAIRS)
+    if size % GROUP:
+        raise UserError(f"shard={size} is no multiple of {GROUP}, the pictures in a row that show the same identity")
     about = {"resolution": RESOLUTION, "shard": size, "group": GROUP, "split": split, "pair": pair}
     worker = partial(render_shard, split=split, pair=pair)
     render_shards(worker, folder, "pictures", about, -(-count // size), workers, log)
