@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from fake_scorer import FakeScorer
 from tiny_job import draw_pictures, plain_environment
 
+import cdiff
 from cdiff.cli import main
 from cdiff.evaluation import evaluating
 from cdiff.sweep_folder import job_runs
@@ -110,6 +112,38 @@ def test_a_recipe_is_chosen_by_likeness_and_composition_together():
     ranked = choose.rank(jobs)
     assert ranked["learning_rate"].tolist() == [3e-4, 1e-3, 1e-4] and set(ranked["concepts"]) == {2}
     assert ranked["worth"][0] == pytest.approx((0.7 * 0.8) ** 0.5)
+
+
+NOTED = """#!/bin/sh
+echo "$@" >>"$NOTES"
+case "$*" in
+*stage=pictures*) mkdir -p "$FOLDER/pictures" && echo {} >"$FOLDER/pictures/pictures.json" ;;
+*stage=clips*) mkdir -p "$FOLDER/clips" && echo {} >"$FOLDER/clips/clips.json" ;;
+esac
+"""
+
+
+def test_a_second_pass_goes_on_from_a_base_as_it_ships(tmp_path):
+    """What the script starts, by a python3 that only takes notes."""
+    python, folder, notes = tmp_path / "bin" / "python3", tmp_path / "made", tmp_path / "notes"
+    python.parent.mkdir()
+    python.write_text(NOTED)
+    python.chmod(0o755)
+    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "NOTES": str(notes), "FOLDER": str(folder)}
+    line = ["bash", str(EXPERIMENTS / "pocket" / "second_pass.sh"), str(folder), "60", "pretrain.pictures=8"]
+    folder.mkdir()
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2 and "holds no unet to go on from" in done.stderr and not notes.exists()
+    (folder / "weights").symlink_to(Path(cdiff.__file__).parent / "pocket" / "weights")
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and "failed" not in done.stdout, done.stdout + done.stderr
+    started = {noted.split("pretrain.stage=")[1].split()[0]: noted for noted in notes.read_text().splitlines()}
+    assert sorted(started) == ["blip", "clips", "identity", "motion", "pictures", "scores", "unet"]
+    assert "pretrain.settings.unet.warm_start=true" in started["unet"]
+    for noted in started.values():
+        assert f"pretrain.folder={folder}" in noted and "pretrain.pictures=8" in noted
+        assert "pretrain.settings.pictures.pair=0.3" in noted
 
 
 def test_the_speed_script_measures_what_it_names(tmp_path, monkeypatch):
