@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from cdiff.__main__ import set_environment
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as __main__ does: waiting threads must not starve other processes
-os.environ.setdefault("MKL_CBWR", "AUTO")  # likewise: the same bits wherever in memory a matrix lies
+set_environment()  # the tests' own process is no less than the command's
 if "PYTEST_XDIST_WORKER" in os.environ:  # processes side by side with threads each slow one another several times
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests of every folder can import tiny

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
 from tiny import VOCABULARY, TinyConcept
+from tiny_job import plain_environment
 
-import cdiff
 from cdiff.adapter import UNET_FILE, Adapter, adapter_name, apply_adapter, load_adapter, parameter_name, save_adapter
 from cdiff.errors import UserError
 from cdiff.methods import prepare
@@ -95,15 +95,7 @@ def test_works_without_peft(adapter_folder, sd15_folder):
     sides = {"down": torch.full((2, 16), 3.0), "up": torch.ones(16, 2)}
     save_file({f"unet.{LAYER}.to_q.lora.{side}.weight": tensor for side, tensor in sides.items()}, lora)
     code = f"""
-        import sys
-        sys.modules["peft"] = None
-        import importlib.metadata, torch
-        found = importlib.metadata.version
-        def version(name):
-            if name == "peft":
-                raise importlib.metadata.PackageNotFoundError(name)
-            return found(name)
-        importlib.metadata.version = version
+        import torch
         from diffusers.utils import is_peft_available
         from cdiff.adapter import apply_adapter, load_adapter
         from cdiff.models import load_base
@@ -117,10 +109,8 @@ def test_works_without_peft(adapter_folder, sd15_folder):
         torch.testing.assert_close(base.unet.get_parameter({LAYER + ".to_q.weight"!r}), before + 6)  # rank 2 x 3 x 1
         print("peft", is_peft_available())
     """
-    environment = {**os.environ, "PYTHONPATH": str(Path(cdiff.__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, timeout=120
-    )
+    script = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(script, env=plain_environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-2:] == ["peft", "False"]
 

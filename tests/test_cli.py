@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from cdiff import catalog
+from cdiff.__main__ import ENVIRONMENT, set_environment
 from cdiff.cli import main
 from cdiff.errors import UserError
 from cdiff.plan import own_prompts
@@ -309,6 +310,38 @@ def test_a_true_process_reports_its_exit_code():
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
     assert done.returncode == 2
     assert done.stderr.strip() == "Error: There is no setting 'train.step'; did you mean 'train.steps'?"
+
+
+MOVED = """
+import sys
+from cdiff import __main__, cli
+
+def products(words):
+    assert "torch" not in sys.modules, "too late: torch has read the environment"
+    import torch
+    row, matrix = torch.randn(1, 32), torch.randn(64, 32)
+    wanted = row @ matrix.T
+    for offset in range(16):
+        moved = torch.empty(64 * 32 + 16)[offset : offset + 64 * 32].view(64, 32)
+        if not torch.equal(row @ moved.copy_(matrix).T, wanted):
+            return 3
+    return 0
+
+cli.main = products
+__main__.entry()
+"""
+
+
+def test_the_bits_of_a_product_do_not_depend_on_where_in_memory_it_lies():
+    environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
+    done = subprocess.run([sys.executable, "-c", MOVED], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_the_user_set_for_the_libraries_stands(monkeypatch):
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    set_environment()
+    assert os.environ["MKL_CBWR"] == "COMPATIBLE"
 
 
 def test_bash_completes_tasks_groups_and_settings(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ class Place:
     batch_size: int = 32
 
 
-class Family:
+class Family(ABC):
     """Base of the scorers. A subclass sets `name` and gives `_read`, `prepare` and `score_prepared`."""
 
     name = ""
@@ -85,16 +86,19 @@ class Family:
         if text is not None:
             text.known.clear()
 
+    @abstractmethod
     def prepare(self, image: Image.Image) -> Any:
-        raise NotImplementedError
+        """What one image is to the model; may run beside the scoring of others."""
 
+    @abstractmethod
     def score_prepared(
         self, prepared: Sequence[Any], prompts: Sequence[str], references: Sequence[Reference | None]
     ) -> dict[str, np.ndarray]:
-        raise NotImplementedError
+        """A batch: each metric's values, (B,)."""
 
+    @abstractmethod
     def _read(self, folder: Path) -> None:
-        raise NotImplementedError
+        """Load the model. Raises UserError for a folder of another kind."""
 
 
 class ImageFamily(Family):
@@ -119,8 +123,9 @@ class ImageFamily(Family):
         how = f"1 {self.preprocess} {self.place.dtype} {self.place.device.type} {fingerprint(self.folder)}"
         return hashlib.sha256(how.encode()).hexdigest()
 
+    @abstractmethod
     def _image_features(self, pixels: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        """(B, 3, H, W) normalised pixels -> (B, D), of any length."""
 
     def similarity(self, features: np.ndarray, references: Sequence[Reference | None]) -> np.ndarray:
         """Mean cosine of each image (B, D) with every reference picture of its own; NaN without. (B,)"""
