@@ -11,8 +11,10 @@ import random
 from functools import lru_cache
 
 from cdiff.pocket.world.canvas import Frame
-from cdiff.pocket.world.objects_home import build_clock, build_cup, build_teapot, build_vase
-from cdiff.pocket.world.objects_out import build_backpack, build_barn, build_boot, build_car
+from cdiff.pocket.world.objects_clock import build_clock
+from cdiff.pocket.world.objects_home import build_cup, build_teapot, build_vase
+from cdiff.pocket.world.objects_out import build_barn, build_car
+from cdiff.pocket.world.objects_worn import build_backpack, build_boot
 from cdiff.pocket.world.sketch import Art
 from cdiff.pocket.world.spec import Subject
 

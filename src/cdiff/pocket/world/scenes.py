@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from PIL import Image
 
-from cdiff.pocket.world import scenes_indoor, scenes_land, scenes_nature
+from cdiff.pocket.world import scenes_indoor, scenes_land, scenes_nature, scenes_shore
 from cdiff.pocket.world.spec import SCENES
 
 VARIANTS = 48
@@ -15,7 +15,7 @@ VARIANTS = 48
 # For each scene its painter and the range of its horizon's height (share of the picture, from below).
 _PAINTERS = {
     "studio": (scenes_indoor.studio, 0.30, 0.44),
-    "beach": (scenes_land.beach, 0.54, 0.62),
+    "beach": (scenes_shore.beach, 0.54, 0.62),
     "snow": (scenes_nature.snow, 0.40, 0.50),
     "jungle": (scenes_nature.jungle, 0.30, 0.38),
     "city": (scenes_indoor.city, 0.34, 0.42),
@@ -26,7 +26,7 @@ _PAINTERS = {
     "wooden floor": (scenes_indoor.wooden_floor, 0.42, 0.54),
     "pink fabric": (scenes_indoor.pink_fabric, 0.60, 0.75),
     "autumn": (scenes_nature.autumn, 0.36, 0.46),
-    "water": (scenes_land.water, 0.62, 0.72),
+    "water": (scenes_shore.water, 0.62, 0.72),
 }
 assert set(_PAINTERS) == set(SCENES)
 # How far in front of the horizon the farthest subject stands: past the sea on a beach, past the kerb in a city.

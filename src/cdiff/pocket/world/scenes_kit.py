@@ -17,6 +17,9 @@ from PIL import Image
 from cdiff.pocket.world.canvas import Canvas, Color, Frame, Point, darken, lighten
 
 WHITE = (255, 255, 255)
+# Pairs of sky colours, top and horizon.
+DAY = (((104, 184, 240), (212, 238, 250)), ((132, 204, 244), (232, 246, 250)), ((94, 164, 230), (190, 224, 246)))
+WARM = (((246, 166, 124), (255, 226, 170)), ((150, 150, 214), (252, 206, 184)), ((250, 190, 150), (255, 236, 200)))
 
 
 def coordinates(resolution: int) -> tuple[np.ndarray, np.ndarray]:
