@@ -79,7 +79,7 @@ def stock_pipeline(base: Base, adapter: MotionAdapter) -> AnimateDiffPipeline:
         scheduler=scheduler,
     )
     pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return pipe.to(base.device)  # the motion UNet that it makes has new parts, on the CPU
 
 
 def ways(base: Base, adapter: MotionAdapter, options: argparse.Namespace, side: int) -> dict[str, Callable]:
@@ -118,17 +118,22 @@ def ways(base: Base, adapter: MotionAdapter, options: argparse.Namespace, side: 
     return {"stock": stock, "cdiff": cdiff, "cdiff_written": cdiff_written}
 
 
-def measure(draw: dict[str, Callable], repeats: int, device: torch.device) -> tuple[dict, dict]:
-    """Way -> seconds of each repeat; way -> the frames of its last."""
+def measure(draw: dict[str, Callable], repeats: int, minutes: float, device: torch.device) -> tuple[dict, dict]:
+    """Way -> seconds of each repeat; way -> the frames of its last. After `minutes` no further repeat begins."""
+    begun = time.monotonic()
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     frames = {name: draw[name]() for name in WAYS}  # to warm up
-    for _ in range(repeats):
+    print(f"warm after {time.monotonic() - begun:.0f} s", flush=True)
+    for repeat in range(repeats):
+        if repeat and time.monotonic() - begun > 60 * minutes:
+            break
         for name in WAYS:
             _wait(device)
             start = time.perf_counter()
             frames[name] = draw[name]()
             _wait(device)
             seconds[name].append(round(time.perf_counter() - start, 4))
+        print(" ".join(f"{name} {values[-1]} s" for name, values in seconds.items()), flush=True)
     return seconds, frames
 
 
@@ -166,6 +171,7 @@ def main() -> int:
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--minutes", type=float, default=5.0, help="no further repeat begins after them")
     parser.add_argument("--tiny", action="store_true", help="the same layout at tiny width, 64 px")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -179,7 +185,7 @@ def main() -> int:
     base, adapter = build(parts, motion, DTYPES[precision], device)
     draw = ways(base, adapter, options, parts["resolution"])
     gc.collect()
-    seconds, frames = measure(draw, options.repeats, device)
+    seconds, frames = measure(draw, options.repeats, options.minutes, device)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     facts = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU",
@@ -187,7 +193,7 @@ def main() -> int:
         "frames": options.frames,
         "resolution": parts["resolution"],
         "steps": options.steps,
-        "repeats": options.repeats,
+        "repeats": len(seconds["stock"]),
         "tiny": options.tiny,
         "median_seconds": medians,
         "of_stock": {name: round(value / medians["stock"], 4) for name, value in medians.items()},

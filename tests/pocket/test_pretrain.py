@@ -259,7 +259,11 @@ def test_a_warm_start_goes_on_from_the_weights_that_are_there(copied):
     for stage, place in (("unet", "unet"), ("vae", "vae")):
         file = copied / "weights" / "base" / place / "diffusion_pytorch_model.safetensors"
         before = load_file(file)
+        record = copied / "weights" / "training" / f"{stage}.json"
+        first = json.loads(record.read_text())
         make(stage, copied, warm_start=True, learning_rate=1e-12)
+        assert json.loads(record.read_text())["before"] == [first]
+        assert "_name_or_path" not in file.with_name("config.json").read_text()
         after = load_file(file)
         name = "conv_in.weight" if stage == "unet" else "decoder.conv_in.weight"
         assert torch.allclose(before[name].float(), after[name].float(), atol=1e-3)
@@ -420,6 +424,9 @@ def test_two_processes_take_the_step_of_one_on_the_joined_batch(tmp_path):
 
 
 def test_the_card_tells_of_each_model(copied):
+    unet = copied / "weights" / "training" / "unet.json"
+    last = json.loads(unet.read_text())
+    unet.write_text(json.dumps(last | {"steps": 31, "before": [last | {"steps": 17}]}))
     scores = {"settings": {"steps": 25}, "device": "cpu", "vae": {"psnr_db": 31.5}, "blip": {"caption_among_100": 97.0}}
     (copied / "weights" / "scores.json").write_text(json.dumps(scores))
     path = make("card", copied)["card"]
@@ -429,6 +436,7 @@ def test_the_card_tells_of_each_model(copied):
         assert f"| `{part}` |" in text
     assert "| vae | psnr_db | 31.5 |" in text and "| blip | caption_among_100 | 97.0 |" in text
     assert "pretrain.stage=motion" in text and '"batch_size": 2' in text and "Apache-2.0" in text
+    assert text.index("| unet | 17 |") < text.index("| unet | 31 |") and text.count("pretrain.stage=unet`") == 2
     assert str(copied) not in text
     size = (copied / "weights" / "motion" / "diffusion_pytorch_model.safetensors").stat().st_size
     assert f"{size / 1e6:.2f}" in text

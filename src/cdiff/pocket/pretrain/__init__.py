@@ -138,6 +138,9 @@ def _train(
         "date": datetime.date.today().isoformat(),
     }
     path = record_of(weights, stage)
+    if settings.get("warm_start") and path.exists():  # the weights come from that training too
+        earlier = json.loads(path.read_text())
+        record["before"] = [*earlier.pop("before", []), earlier]
     path.parent.mkdir(exist_ok=True)
     if state.is_main_process:
         path.write_text(json.dumps(record, indent=1) + "\n")

@@ -73,10 +73,15 @@ def _models(weights: Path, records: dict[str, dict]) -> str:
     return "\n".join([*rows, ""])
 
 
+def passes(records: dict[str, dict]) -> list[tuple[str, dict]]:
+    """(stage, record) of every training, in order: a stage that went on from its weights has several."""
+    return [(stage, each) for stage, record in records.items() for each in [*record.get("before", []), record]]
+
+
 def _training(records: dict[str, dict]) -> str:
     rows = ["## Training\n", "| stage | steps | batch | seconds | device | torch | date |"]
     rows.append("| --- | --- | --- | --- | --- | --- | --- |")
-    for stage, record in records.items():
+    for stage, record in passes(records):
         processes = record.get("processes", 1)
         device = record["device"] if processes == 1 else f"{processes} x {record['device']}"
         batch = f"{record['settings'].get('batch_size', '')}" + (f" x {processes}" if processes > 1 else "")
@@ -88,7 +93,7 @@ def _training(records: dict[str, dict]) -> str:
         "(and `clips` for motion), with these settings:",
         "",
     ]
-    for stage, record in records.items():
+    for stage, record in passes(records):
         words = [f"pretrain.stage={stage}"] + (
             [f"pretrain.minutes={record['minutes']}"] if record.get("minutes") else []
         )

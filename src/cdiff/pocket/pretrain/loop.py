@@ -268,14 +268,16 @@ def compiled(function: Callable, device: torch.device, settings: dict) -> Callab
 def save_half(model, folder: Path) -> None:
     """`save_pretrained` in fp16 safetensors, file by file put in place, so that a reader never meets half a file.
 
-    The configuration goes on saying float32, the precision to compute in.
+    The configuration goes on saying float32, the precision to compute in, and nothing of where a model that training
+    went on from was read.
     """
     half = copy.deepcopy(model).half()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as place:
         half.save_pretrained(place, safe_serialization=True)
         config = Path(place) / "config.json"
-        config.write_text(config.read_text().replace('"float16"', '"float32"'))
+        lines = config.read_text().replace('"float16"', '"float32"').splitlines(keepends=True)
+        config.write_text("".join(line for line in lines if not line.startswith('  "_name_or_path"')))
         for file in Path(place).iterdir():
             os.replace(file, folder / file.name)
             (folder / file.name).chmod(0o644)
