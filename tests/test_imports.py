@@ -43,7 +43,7 @@ LAYERS = (
     ("runs",),
     ("pocket",),
     ("catalog", "checks", "convert", "merging", "cost", "memory"),
-    ("schema", "suggest", "cache", "shared", "gpus", "displacement"),
+    ("schema", "suggest", "cache", "shared", "gpus", "displacement", "frame_noise"),
     ("locks", "processes", "storage", "untrusted", "hub", "provenance"),
     ("errors", "signals"),
 )

@@ -104,6 +104,7 @@ RANGES: dict[str, Rule] = {
     "video.decode_frames": at_least(1),
     "video.free_noise": at_least(2),
     "video.free_noise_stride": at_least(1),
+    "video.shared_noise": between(0, 1),
     "export.rank": between(1, 4096),
     "export.tolerance": ((lambda x: 0 < x < 1), "above 0 and below 1"),
     "export.images": between(0, 100),

@@ -41,7 +41,7 @@ def draw(sd15, motion_folder):
     return run
 
 
-def stock(sd15_folder, motion_folder, scheduler, request: Request, frames: int = 4, eta: float = 0.0, window=None):
+def stock(sd15_folder, motion_folder, scheduler, request: Request, frames=4, eta=0.0, window=None, latents=None):
     """The frames of the pipeline that any user of diffusers has."""
     adapter = MotionAdapter.from_pretrained(motion_folder, torch_dtype=torch.float32)
     pipe = AnimateDiffPipeline.from_pretrained(
@@ -60,6 +60,7 @@ def stock(sd15_folder, motion_folder, scheduler, request: Request, frames: int =
         guidance_scale=7.5,
         eta=eta,
         generator=torch.Generator().manual_seed(request.seed),
+        latents=latents,
     ).frames
     return np.stack([np.asarray(frame) for frame in drawn])
 
@@ -86,6 +87,15 @@ def test_new_noise_at_each_step_and_another_sampler(draw, sd15_folder, motion_fo
     theirs = stock(sd15_folder, motion_folder, euler, REQUESTS[0]).astype(int)
     ours = draw(sampler=replace(SAMPLER, name="euler"), requests=REQUESTS[:1])[0]
     assert np.abs(ours - theirs).max() <= 1  # the noise is scaled and scaled back
+
+
+def test_frames_with_noise_in_common(draw, sd15_folder, motion_folder):
+    found = draw(replace(VIDEO, shared_noise=0.75), requests=REQUESTS[:1])[0]
+    generator = torch.Generator().manual_seed(REQUESTS[0].seed)
+    own, common = (torch.randn(1, 4, frames, 8, 8, generator=generator) for frames in (4, 1))
+    mixed = 0.75**0.5 * common + 0.25**0.5 * own
+    theirs = stock(sd15_folder, motion_folder, ddim(sd15_folder), REQUESTS[0], latents=mixed)
+    assert np.array_equal(found, theirs)
 
 
 def test_long_clips_in_windows(draw, sd15_folder, motion_folder):

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from cdiff.errors import UserError
+from cdiff.frame_noise import share_noise
 from cdiff.models import Base
 from cdiff.sampling import DECODE_PIXELS, Progress, Request, inference, make_sampler, quiet_import, to_images
 from cdiff.schema import SamplerConfig, VideoConfig
@@ -108,8 +109,12 @@ def _draw(
 
     generators = [torch.Generator().manual_seed(request.seed) for request in batch]
     size = (1, base.unet.config.in_channels, conf.frames, side, side, torch.float32, CPU)
-    # The pipeline's own noise (FreeNoise shuffles it), in fp32 whatever the precision; it scales by sigma once more.
+    # The pipeline's own noise (FreeNoise shuffles it), in fp32 whatever the precision; it scales by sigma itself.
     noise = torch.cat([pipe.prepare_latents(*size, generator) for generator in generators])
+    noise = noise / pipe.scheduler.init_noise_sigma
+    if conf.shared_noise:
+        common = torch.cat([torch.randn(*noise[:1, :, :1].shape, generator=generator) for generator in generators])
+        noise = share_noise(noise, common, conf.shared_noise)
     prompts = [request.prompt for request in batch]
     alone = len(batch) == 1  # FreeNoise takes no lists
     with inference(base), quiet_diffusers():  # it tells once more which words of a long prompt are cut off
@@ -123,7 +128,7 @@ def _draw(
             guidance_scale=sampler.guidance_scale,
             eta=sampler.eta,
             generator=generators,
-            latents=noise / pipe.scheduler.init_noise_sigma,
+            latents=noise,
             output_type="latent",
             callback_on_step_end=after_step,
         ).frames

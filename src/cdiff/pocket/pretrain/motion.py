@@ -14,6 +14,7 @@ from accelerate import PartialState
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from transformers import CLIPTextModel
 
+from cdiff.frame_noise import share_noise
 from cdiff.pocket.pretrain import base_of_motion
 from cdiff.pocket.pretrain.clips import CAPTIONS, ClipLatents
 from cdiff.pocket.pretrain.loop import compiled, fit, part_ways, save_half, wait_for
@@ -98,7 +99,8 @@ def train_motion(clips: Path, device: torch.device, settings: dict, minutes: flo
         dropped = torch.rand(size, 1, device=device) < settings["caption_drop"]
         clean = latents.latents[index].float().transpose(1, 2).contiguous()
         timesteps = torch.randint(0, len(alphas), (size,), device=device)
-        return clean, torch.where(dropped, empty, ids), torch.randn_like(clean), timesteps
+        noise = share_noise(torch.randn_like(clean), torch.randn_like(clean[:, :, :1]), settings["shared_noise"])
+        return clean, torch.where(dropped, empty, ids), noise, timesteps
 
     def loss_of(
         clean: torch.Tensor, ids: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
