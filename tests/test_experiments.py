@@ -144,6 +144,11 @@ def test_a_second_pass_goes_on_from_a_base_as_it_ships(tmp_path):
     for noted in started.values():
         assert f"pretrain.folder={folder}" in noted and "pretrain.pictures=8" in noted
         assert "pretrain.settings.pictures.pair=0.3" in noted
+    notes.unlink()
+    subprocess.run(line, env=environment | {"STAGES": "motion"}, capture_output=True, timeout=60, check=True)
+    assert sorted(noted.split("pretrain.stage=")[1].split()[0] for noted in notes.read_text().splitlines()) == [
+        "clips", "motion", "pictures", "scores", "unet",
+    ]  # fmt: skip
 
 
 def test_the_speed_script_measures_what_it_names(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 # Makes the remaining pocket models (identity, blip, motion) on one GPU, beside the base that make_base.sh made.
 #
 #   experiments/pocket/make_rest.sh FOLDER [SECONDS [SETTING ...]]
+#   STAGES=motion experiments/pocket/make_rest.sh FOLDER [...]     # of the three only these, in equal shares of the time
 set -u
 folder=${1:?usage: make_rest.sh FOLDER [SECONDS [SETTING ...]]}
 total=${2:-540}
@@ -15,6 +16,7 @@ stage() { # STAGE [SETTING ...]
         >"$folder/log/$1.txt" 2>&1 || echo "stage $1 failed: see $folder/log/$1.txt"
 }
 settings=("${@:3}")
+read -ra stages <<<"${STAGES:-identity blip motion}"
 
 {
     stage pictures pretrain.workers=$(($(getconf _NPROCESSORS_ONLN) * 3 / 8)) "${settings[@]}"
@@ -27,8 +29,10 @@ until [ -f "$folder/pictures/pictures.json" ] && [ -f "$folder/clips/clips.json"
     kill -0 $rendering 2>/dev/null || break
     sleep 1
 done
-stage identity pretrain.deadline="$(at 330)" "${settings[@]}"
-stage blip pretrain.deadline="$(at 620)" "${settings[@]}"
-stage motion pretrain.deadline="$(at 1000)" "${settings[@]}"
+count=0
+for name in "${stages[@]}"; do
+    count=$((count + 1))
+    stage "$name" pretrain.deadline="$(at $((1000 * count / ${#stages[@]})))" "${settings[@]}"
+done
 wait
 echo "made in $(($(date +%s) - start)) s"

@@ -7,6 +7,7 @@
 #   GPU 0   unet ................... | scores
 #   GPU 1   identity, blip, motion . |
 #   CPU     pictures and clips
+# STAGES=motion makes only the motion adapter beside the UNet, and gives it all of the time.
 # Logs are FOLDER/log/STAGE.txt, measured scores FOLDER/log/scores.txt. With a single GPU: make_rest.sh, then the unet.
 set -u
 folder=${1:?usage: second_pass.sh FOLDER [SECONDS [SETTING ...]]}
