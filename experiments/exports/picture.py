@@ -12,8 +12,8 @@ from cdiff.pocket import render_concept
 
 SIDE, GAP = 192, 8
 NAMES = (
-    "a-photo-of-a-new1-dog-0",
-    "a-new1-dog-wearing-headphones-1",
+    "a-photo-of-a-new1-dog-1",
+    "a-new1-dog-wearing-headphones-0",
     "a-new1-dog-on-the-beach-0",
     "a-new1-dog-in-the-snow-0",
 )

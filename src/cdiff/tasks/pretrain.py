@@ -102,7 +102,7 @@ def _clip_drawer(weights: Path, settings: dict, cfg: Config):
     from cdiff.video.motion import animated, load_motion
 
     device = resolve_device(cfg.device)
-    share = cfg.pretrain.settings["motion"]["shared_noise"]
+    share = cfg.pretrain.settings["motion"].get("shared_noise", 0.0)
     video = VideoConfig(name="pocket", motion_adapter=str(weights / "motion"), shared_noise=share)
     steps, scale = settings["steps"], settings["guidance_scale"]
     sampler = SamplerConfig(name="ddim", steps=steps, guidance_scale=scale, batch_size=settings.get("clips_at_once", 1))

@@ -99,7 +99,9 @@ def train_motion(clips: Path, device: torch.device, settings: dict, minutes: flo
         dropped = torch.rand(size, 1, device=device) < settings["caption_drop"]
         clean = latents.latents[index].float().transpose(1, 2).contiguous()
         timesteps = torch.randint(0, len(alphas), (size,), device=device)
-        noise = share_noise(torch.randn_like(clean), torch.randn_like(clean[:, :, :1]), settings["shared_noise"])
+        noise = share_noise(
+            torch.randn_like(clean), torch.randn_like(clean[:, :, :1]), settings.get("shared_noise", 0.0)
+        )
         return clean, torch.where(dropped, empty, ids), noise, timesteps
 
     def loss_of(
