@@ -64,7 +64,7 @@ def stock(folder: Path, image: dict) -> np.ndarray:
     pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(image["seed"])
-    options = {"num_inference_steps": 3, "guidance_scale": 5.0, "height": 64, "width": 64}
+    options = {"num_inference_steps": 3, "guidance_scale": 7.0, "height": 64, "width": 64}
     return np.asarray(pipe(image["prompt"], generator=generator, **options).images[0])
 
 

@@ -104,7 +104,15 @@ def test_a_recipe_is_chosen_by_likeness_and_composition_together():
         1e-3: ((1.0, 1.0), 0.2),
     }
     jobs = pd.DataFrame(
-        {"method": "lora", "learning_rate": rate, "steps": 150, "concept": concept, "seconds": 1.0, "recognized": like}
+        {
+            "method": "lora",
+            "learning_rate": rate,
+            "steps": 150,
+            "shrink": 0.0,
+            "concept": concept,
+            "seconds": 1.0,
+            "recognized": like,
+        }
         | {"dino_i": 0.2, "clip_t": 0.3, "attr_scene": kept, "attr_accessory": kept, "attr_color": kept}
         for rate, (likes, kept) in scores.items()
         for concept, like in zip(("dog", "teapot"), likes)

@@ -21,11 +21,11 @@ from cdiff.sweep_folder import job_runs
 
 COMPOSITION = ["attr_scene", "attr_accessory", "attr_color"]
 METRICS = ["recognized", "dino_i", "clip_t", *COMPOSITION]
-RECIPE = ["method", "learning_rate", "steps"]
+RECIPE = ["method", "learning_rate", "steps", "shrink"]
 
 
 def read_jobs(sweeps: Path) -> pd.DataFrame:
-    """One row a finished job: method, learning_rate (before it is multiplied by the batch), steps, concept, metrics."""
+    """One row a finished job: the recipe (its learning_rate before it is multiplied by the batch), concept, metrics."""
     runs = [run for folder in sorted(sweeps.glob("recipe_*/")) for run in job_runs(folder)[0] if run.status == "done"]
     records = [RunRecord(run, flat(to_dict(run.config()))) for run in runs]
     return pd.DataFrame(
@@ -33,6 +33,7 @@ def read_jobs(sweeps: Path) -> pd.DataFrame:
             "method": record.config["method.name"],
             "learning_rate": record.config["optimizer.learning_rate"],
             "steps": record.config["train.steps"],
+            "shrink": record.config["augment.shrink_probability"],
             "concept": record.concept,
             "seconds": record.run.info["timings"]["train"],
             **{name: (record.overall.get(name) or {}).get("mean") for name in METRICS},

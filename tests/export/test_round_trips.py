@@ -13,7 +13,7 @@ from tiny_job import words
 
 from cdiff.cli import main
 
-SETTINGS = {"steps": 3, "guidance": 5.0, "options": {"height": 64, "width": 64}}
+SETTINGS = {"steps": 3, "guidance": 7.0, "options": {"height": 64, "width": 64}}
 
 
 @pytest.fixture(scope="module")
