@@ -13,7 +13,7 @@ from fake_scorer import FakeScorer
 from layouts import TRUE, build, make, tiny
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_job import draw_pictures, words
+from tiny_job import GUIDANCE, draw_pictures, words
 
 from cdiff.adapter import apply_adapter, load_adapter
 from cdiff.cli import main
@@ -64,7 +64,7 @@ def stock(folder: Path, image: dict) -> np.ndarray:
     pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(image["seed"])
-    options = {"num_inference_steps": 3, "guidance_scale": 7.0, "height": 64, "width": 64}
+    options = {"num_inference_steps": 3, "guidance_scale": GUIDANCE, "height": 64, "width": 64}
     return np.asarray(pipe(image["prompt"], generator=generator, **options).images[0])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib import util
 
 import pytest
@@ -12,6 +13,8 @@ from cdiff.cli import main
 from cdiff.compose import compose, to_checked_config
 from cdiff.convert import OF_ONE_TASK
 from cdiff.errors import UserError
+from cdiff.pocket import WEIGHTS
+from cdiff.pocket.pretrain import record_of
 from cdiff.schema import Config
 
 PLUGINS = {"gpus": "joblib_launcher", "local": "submitit_launcher", "slurm": "submitit_launcher",
@@ -113,6 +116,11 @@ def test_what_is_chosen_arrives(words, key, value):
     for name in key.split("."):
         config = getattr(config, name)
     assert config == value
+
+
+def test_the_pocket_motion_adapter_is_drawn_with_as_it_was_trained():
+    trained = json.loads(record_of(WEIGHTS, "motion").read_text())["settings"]
+    assert config_of("task=video", "video=pocket").video.shared_noise == trained.get("shared_noise", 0.0)
 
 
 def test_the_pocket_recipe_is_taken_by_itself():

@@ -43,6 +43,7 @@ LAYERS = (
     ("runs",),
     ("pocket",),
     ("catalog", "checks", "convert", "merging", "cost", "memory"),
+    ("ranges",),
     ("schema", "suggest", "cache", "shared", "gpus", "displacement", "frame_noise"),
     ("locks", "processes", "storage", "untrusted", "hub", "provenance"),
     ("errors", "signals"),
@@ -50,7 +51,7 @@ LAYERS = (
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 LIGHT = (
     "__main__ cli cli_help sweep sweep_jobs sweep_folder shared gpus cost memory "
-    "overrides compose dispatch plan catalog checks convert schema suggest errors runs "
+    "overrides compose dispatch plan catalog checks ranges convert schema suggest errors runs "
     "tracking console resuming signals locks processes storage untrusted hub provenance"
 )
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "wandb", "peft", "datasets"}

@@ -7,9 +7,10 @@ from dataclasses import asdict
 
 import pytest
 
-from cdiff.checks import CHOICES, RANGES, check, value_at
+from cdiff.checks import check, value_at
 from cdiff.convert import all_keys, key_exists, to_config, to_dict
 from cdiff.errors import UserError
+from cdiff.ranges import CHOICES, RANGES
 from cdiff.schema import ConceptConfig, Config, MethodConfig
 from cdiff.suggest import nearest_key
 

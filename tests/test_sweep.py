@@ -99,7 +99,7 @@ def test_a_value_more_does_only_that_one(task):
 @pytest.mark.parametrize(
     ("again", "sentence"),
     [
-        (["train.batch_size=3"], "was done with other settings (train.batch_size 2, now 3): choose another name="),
+        (["train.log_every=3"], "was done with other settings (train.log_every 10, now 3): choose another name="),
         (["seed=1,2"], "holds another sweep, over train.steps, and this one is over seed, train.steps"),
         (["sweep.resume=false"], "holds a sweep already: sweep.resume=true goes on with it"),
     ],

@@ -1,6 +1,6 @@
 """Run by the tests in a process of its own, where cdiff can't be imported: the Python lines of a model card.
 
-Only size, noise, sampler and the number of steps are set between the lines and in the last one.
+Only size, noise, guidance, sampler and the number of steps are set between the lines and in the last one.
 """
 
 import json
@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 space = {"generator": torch.Generator().manual_seed(asked["seed"])}
 exec("\n".join(load), space)
 space["pipe"].scheduler = DPMSolverMultistepScheduler.from_config(space["pipe"].scheduler.config)
-options = "num_inference_steps=3, guidance_scale=7.0, height=64, width=64, generator=generator"
+options = f"num_inference_steps=3, guidance_scale={asked['guidance']}, height=64, width=64, generator=generator"
 assert ").images[0]" in draw
 exec(draw.replace(").images[0]", f", {options}).images[0]"), space)
 space["image"].save(asked["out"])

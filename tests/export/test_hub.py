@@ -15,7 +15,7 @@ import yaml
 from conftest_export import PROMPT
 from hub_stand_in import stand_in
 from PIL import Image
-from tiny_job import draw_pictures, words
+from tiny_job import GUIDANCE, draw_pictures, words
 
 from cdiff.cli import main
 from cdiff.errors import UserError
@@ -91,7 +91,7 @@ def run_card(code: str, seed: int, hub, folder: Path) -> Image.Image:
     """The card's own lines, in a process that cannot import cdiff and takes the stand-in for the hub."""
     assert len(code.strip().splitlines()) == 5
     job = folder / "card.json"
-    job.write_text(json.dumps({"code": code, "seed": seed, "out": str(folder / "card.png")}))
+    job.write_text(json.dumps({"code": code, "seed": seed, "guidance": GUIDANCE, "out": str(folder / "card.png")}))
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0"}
     script = [sys.executable, str(Path(__file__).with_name("card_run.py")), str(job)]
     done = subprocess.run(script, capture_output=True, text=True, timeout=300, env=environment)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from conftest_export import PROMPT, export, in_stock_process
 from PIL import Image
-from tiny_job import words
+from tiny_job import GUIDANCE, words
 
 from cdiff.cli import main
 
-SETTINGS = {"steps": 3, "guidance": 7.0, "options": {"height": 64, "width": 64}}
+SETTINGS = {"steps": 3, "guidance": GUIDANCE, "options": {"height": 64, "width": 64}}
 
 
 @pytest.fixture(scope="module")

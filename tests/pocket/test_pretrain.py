@@ -19,6 +19,7 @@ from cdiff.pocket.pretrain import run_stage
 from cdiff.pocket.pretrain.loop import SETTLE, average_gradients, fit
 from cdiff.pocket.pretrain.tokenizer import build_tokenizer
 from cdiff.pocket.pretrain.vae import LATENT_CHANNELS
+from cdiff.pocket.world.motion import FRAMES
 
 COMMON = {"steps": 2, "batch_size": 4, "learning_rate": 1e-3}
 TOWER = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -421,6 +422,37 @@ def test_two_processes_take_the_step_of_one_on_the_joined_batch(tmp_path):
         for rank in (0, 1)
     ]
     assert [p.communicate(timeout=60)[0].strip() for p in pair] == ["EQUAL", "EQUAL"]
+
+
+def test_frames_share_noise_where_the_motion_stage_is_told_to(copied, monkeypatch):
+    from cdiff.pocket.pretrain import motion
+
+    real, seen = motion.share_noise, []
+
+    def noted(own, common, share):
+        seen.append((tuple(own.shape[:3]), tuple(common.shape[:3]), share))
+        return real(own, common, share)
+
+    monkeypatch.setattr(motion, "share_noise", noted)
+    make("motion", copied, shared_noise=0.5)
+    shape = (SETTINGS["motion"]["batch_size"], LATENT_CHANNELS)
+    assert set(seen) == {((*shape, FRAMES), (*shape, 1), 0.5)}
+
+
+def test_the_base_is_judged_by_what_its_pictures_show():
+    """True renders in the base's place score high, two subjects too; the same picture for every prompt does not."""
+    from cdiff.pocket import WEIGHTS
+    from cdiff.pocket.pretrain.scores import fresh_scene, score_base
+    from cdiff.pocket.world.render import render
+
+    def true(texts: list[str]) -> list:
+        return [render(fresh_scene(10**6 + index)) for index in range(len(texts))]
+
+    right = score_base(WEIGHTS, "cpu", true, count=60, held=0)
+    assert right["grammar_class"] >= 90 and right["grammar_two_subjects"] >= 80
+    assert 0 < right["grammar_two_subjects_prompts"] < 30
+    wrong = score_base(WEIGHTS, "cpu", lambda texts: [render(fresh_scene(1))] * len(texts), count=60, held=0)
+    assert wrong["grammar_class"] < 20 and wrong["grammar_two_subjects"] < 20
 
 
 def test_the_card_tells_of_each_model(copied):

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from cdiff.errors import UserError
-from cdiff.pocket.pretrain import STAGES, run_stage
+from cdiff.pocket.pretrain import STAGES, record_of, run_stage
 from cdiff.schema import Config
 
 
@@ -102,7 +102,9 @@ def _clip_drawer(weights: Path, settings: dict, cfg: Config):
     from cdiff.video.motion import animated, load_motion
 
     device = resolve_device(cfg.device)
-    share = cfg.pretrain.settings["motion"].get("shared_noise", 0.0)
+    record = record_of(weights, "motion")  # an adapter is drawn with as it was trained
+    trained = json.loads(record.read_text())["settings"] if record.exists() else {}
+    share = trained.get("shared_noise", 0.0)
     video = VideoConfig(name="pocket", motion_adapter=str(weights / "motion"), shared_noise=share)
     steps, scale = settings["steps"], settings["guidance_scale"]
     sampler = SamplerConfig(name="ddim", steps=steps, guidance_scale=scale, batch_size=settings.get("clips_at_once", 1))

@@ -222,6 +222,9 @@ def score_base(folder: Path, device: str, draw: Draw, count: int = 500, held: in
         for key in ("class", "scene", "accessory", "color"):
             said = [v[key] for v in verdicts if v[key] is not None]
             out[f"{name}_{key}"] = share(said)
+        if name == "grammar":
+            two = [v["class"] for (_, asked), v in zip(prompts, verdicts) if len(asked["kinds"]) == 2]
+            out |= {"grammar_two_subjects": share(two), "grammar_two_subjects_prompts": len(two)}
         out[f"{name}_everything"] = share([all(v is not False for v in verdict.values()) for verdict in verdicts])
         out[f"{name}_prompts"] = len(prompts)
     return out
