@@ -13,7 +13,7 @@ from fake_scorer import FakeScorer
 from layouts import TRUE, build, make, tiny
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_job import GUIDANCE, draw_pictures, words
+from tiny_job import GUIDANCE, GUIDED, draw_pictures, words
 
 from cdiff.adapter import apply_adapter, load_adapter
 from cdiff.cli import main
@@ -84,7 +84,7 @@ def test_key_names_and_settings_are_the_published_ones(name):
 @pytest.mark.parametrize("name", NEW)
 def test_a_base_is_trained_and_the_stock_pipeline_draws_its_images(name, bases, tmp_path):
     _, run = bases(name)
-    job = ["task=sample", f"run={run}", f"prompts=['{PROMPT}','a photo of a dog']", "images_per_prompt=1"]
+    job = ["task=sample", f"run={run}", f"prompts=['{PROMPT}','a photo of a dog']", "images_per_prompt=1", GUIDED]
     assert main([*job, "sampler.steps=3", "sampler.batch_size=1", "device=cpu", f"output={tmp_path / 'own'}"]) == 0
     assert main(["task=export", f"run={run}", "format=diffusers", f"export.folder={tmp_path / 'whole'}"]) == 0
     table = json.loads((tmp_path / "own" / "samples" / "prompts.json").read_text())

@@ -15,7 +15,7 @@ import yaml
 from conftest_export import PROMPT
 from hub_stand_in import stand_in
 from PIL import Image
-from tiny_job import GUIDANCE, draw_pictures, words
+from tiny_job import GUIDANCE, GUIDED, draw_pictures, words
 
 from cdiff.cli import main
 from cdiff.errors import UserError
@@ -79,7 +79,7 @@ def test_from_the_hub_and_back(sd15_folder, tmp_path, hub, monkeypatch, capsys):
     assert not any(SECRET in text for text in texts)  # the token is printed nowhere and stored nowhere
     assert any(authorization == f"Bearer {SECRET}" for _, _, authorization in hub.seen)  # but it was used
 
-    job = ["task=sample", f"run={tmp_path / 'run'}", f"prompt='{PROMPT}'", "sampler.steps=3", "device=cpu"]
+    job = ["task=sample", f"run={tmp_path / 'run'}", f"prompt='{PROMPT}'", "sampler.steps=3", GUIDED, "device=cpu"]
     assert main([*job, "sampler.batch_size=1", "images_per_prompt=1", "output=own"]) == 0
     [(file, image)] = json.loads(Path("own/samples/prompts.json").read_text()).items()
     own = np.asarray(Image.open(Path("own/samples", file))).astype(int)

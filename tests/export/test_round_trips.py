@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest_export import PROMPT, export, in_stock_process
 from PIL import Image
-from tiny_job import GUIDANCE, words
+from tiny_job import GUIDANCE, GUIDED, words
 
 from cdiff.cli import main
 
@@ -21,7 +21,7 @@ def drawn(run_folder, sd15_folder, tmp_path_factory) -> dict:
     """cdiff's images of two prompts, and those of every export."""
     out = tmp_path_factory.mktemp("stock")
     job = [*words(sd15_folder), "task=sample", f"run={run_folder}", f"output={out / 'own'}", "sampler.batch_size=1"]
-    assert main([*job, f"prompts=['{PROMPT}','a photo of a dog']", "images_per_prompt=2"]) == 0
+    assert main([*job, GUIDED, f"prompts=['{PROMPT}','a photo of a dog']", "images_per_prompt=2"]) == 0
     table = json.loads((out / "own" / "samples" / "prompts.json").read_text())
     own = np.stack([np.asarray(Image.open(out / "own" / "samples" / name)) for name in table])
     folders = {name: export(run_folder, name) for name in ("diffusers", "lora", "kohya", "release")}
