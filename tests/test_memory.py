@@ -54,6 +54,11 @@ def test_low_memory_draws_and_encodes_one_by_one():
     assert views_at_once("normal", 64) == 64 and views_at_once("normal", 2048) == 1
 
 
+def test_a_cpu_encodes_few_views_at_a_time():
+    assert views_at_once("normal", 128, "cpu") == 8 and views_at_once("low", 128, "cpu") == 1
+    assert views_at_once("normal", 512, "cpu") == 1
+
+
 def test_the_estimate_follows_the_settings():
     normal = estimate(config_of())
     weights = 1066.2e6 * 2 / 2**30

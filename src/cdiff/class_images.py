@@ -67,7 +67,7 @@ def prior_views(cfg: Config, base: Base, concepts: Sequence[Concept]) -> Trainin
         raise UserError(f"prior.count={cfg.prior.count} is too few for {len(classes)} classes ({', '.join(classes)}).")
     images = generated(cfg, base, classes) if cfg.prior.name == "generated" else from_folder(cfg, classes)
     side = cfg.model.resolution
-    batch = views_at_once(cfg.memory, side)
+    batch = views_at_once(cfg.memory, side, base.device.type)
     pictures, prompts = [image.picture for image in images], [image.prompt for image in images]
     with progress(len(images), "Encoding class images") as ticker:
         return encode_class_images(base.vae, pictures, prompts, side, base.device, batch, progress=ticker)

@@ -36,6 +36,7 @@ SIZES = {
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "auto": 2}
 ENCODED_PIXELS = {"normal": 8 * 512 * 512, "low": 1}  # of training views that go through the VAE at once, at the most
 ENCODED = 64  # and no more views than that
+ENCODED_PIXELS_CPU = 8 * 128 * 128  # where larger activations leave the caches: 64 pocket views took three times as long
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,10 @@ def estimate(cfg: Config) -> Estimate | None:
     )
 
 
-def views_at_once(memory: str, resolution: int) -> int:
-    """How many training views go through the VAE together."""
-    return min(ENCODED, max(1, ENCODED_PIXELS[memory] // resolution**2))
+def views_at_once(memory: str, resolution: int, device: str = "cuda") -> int:
+    """How many training views go through the VAE together. device: its type, as torch names it."""
+    pixels = ENCODED_PIXELS[memory] if device == "cuda" else min(ENCODED_PIXELS[memory], ENCODED_PIXELS_CPU)
+    return min(ENCODED, max(1, pixels // resolution**2))
 
 
 def refusal(error: BaseException) -> str | None:

@@ -153,7 +153,7 @@ def encode(cfg: Config, base: Base, concepts: list[Concept]) -> TrainingViews:
                 side,
                 cfg.seed,
                 base.device,
-                views_at_once(cfg.memory, side),
+                views_at_once(cfg.memory, side, base.device.type),
                 cfg.train.prompt_templates,
                 progress=ticker,
             )
