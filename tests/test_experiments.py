@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from fake_scorer import FakeScorer
+from PIL import Image
 from tiny_job import draw_pictures, plain_environment
 
 import cdiff
@@ -61,7 +63,7 @@ def test_the_paper_end_to_end_and_its_table_beside_the_published_figures(sd15_fo
     assert "ClassDiffusion" not in page.split('id="settings"')[1].split("published (not measured here)")[0]
 
 
-def test_the_sweep_of_the_weight_ends_in_a_report(sd15_folder, tmp_path):
+def test_the_sweep_of_the_weight_ends_in_a_report(sd15_folder, tmp_path, monkeypatch):
     small = [*stand_in(sd15_folder, draw_pictures(tmp_path / "pictures")), "model=sd15", "validation.every=1"]
     command = ["-m", "experiment=spl_sweep", "concept=dog", "loss.spl_weight=0,10", "name=spl", "validation.steps=2"]
     assert main([*command, *small]) == 0
@@ -70,6 +72,32 @@ def test_the_sweep_of_the_weight_ends_in_a_report(sd15_folder, tmp_path):
     assert main(["task=report", "run=outputs/sweeps/spl", "output=out"]) == 0
     page = Path("out/report.html").read_text(encoding="utf-8")
     assert "dog: “a photo of a &lt;new1&gt; dog”, seed 42" in page and "step 0</th>" in page and "step 1</th>" in page
+    words = ["grid.py", "outputs/sweeps/spl", "grid.png", "--word", "photo", "--steps", "0", "1"]
+    monkeypatch.setattr(sys, "argv", words)
+    script("weight_step/grid.py").main()
+    with Image.open("grid.png") as grid:  # two weights by two steps, with a gap between them
+        assert grid.size == (226, 226) and len(grid.convert("RGB").getcolors(100_000)) > 100
+
+
+def test_where_the_forgetting_sits_is_asked_of_weights_and_words_apart(sd15_folder, tmp_path, monkeypatch):
+    small = [*stand_in(sd15_folder, draw_pictures(tmp_path / "pictures")), "concept=dog", "train.then=[]"]
+    assert main(["task=train", "model=sd15", *small, "optimizer.learning_rate=0.1", "output=runs/one"]) == 0
+    where, asked = script("claim/where.py"), []
+
+    def judged(opened, prompts, images_per_prompt):
+        key = next(value for name, value in opened.base.unet.named_parameters() if name.endswith("attn2.to_k.weight"))
+        asked.append((key.detach().clone(), prompts, images_per_prompt))
+        return {"attr_class": len(asked) / 4}
+
+    monkeypatch.setattr(where, "judged", judged)
+    monkeypatch.setattr(sys, "argv", ["where.py", "runs/one", "runs/nothing", "--images", "2", "--out", "results"])
+    where.main()
+    (base, bare, _), (base_again, worded, _), (tuned, bare_again, _), (tuned_again, worded_again, number) = asked
+    assert torch.equal(base, base_again) and torch.equal(tuned, tuned_again) and not torch.equal(base, tuned)
+    assert bare == bare_again and worded == worded_again and number == 2
+    assert "a photo of a dog" in bare and "a photo of a <new1> dog" in worded and len(bare) == len(worded) == 25
+    table = Path("results/where.csv").read_text(encoding="utf-8").splitlines()
+    assert table[0] == "run,keys and values,prompt,attr_class" and table[4] == "one,run,new word,1.0"
 
 
 def test_an_experiment_runs_alone_once_its_values_are_chosen(capsys):
@@ -177,3 +205,57 @@ def test_the_speed_script_measures_what_it_names(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert script("speed/speed.py").main() == 0
     assert json.loads((tmp_path / "speed.json").read_text())["arms"]["cdiff"] == {"left_out": "no time was left"}
+
+
+def claim_runs(**arms):
+    """Runs of two concepts and two seeds; arms: name -> {steps: (likeness, composition)}."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        {"arm": arm, "steps": steps, "concept": concept, "seed": seed, "dino_i": like, "composition": kept + seed / 100}
+        for arm, points in arms.items()
+        for steps, (like, kept) in points.items()
+        for concept in ("dog", "teapot")
+        for seed in (1, 2)
+    )
+
+
+def test_the_claim_is_judged_at_equal_likeness():
+    analyse = script("claim/analyse.py")
+    runs = claim_runs(
+        plain={300: (0.2, 1.0), 1000: (0.3, 0.8), 3000: (0.5, 0.5)},
+        spl_1={300: (0.1, 1.0), 1000: (0.2, 0.9), 3000: (0.4, 0.7)},
+    )
+    found = analyse.matched(runs, resamples=200).set_index("plain, steps")
+    assert found.loc[300, "points"] == pytest.approx(-10) and found.loc[300, "its steps"] == 1000
+    assert found.loc[1000, "points"] == pytest.approx(0) and found.loc[1000, "its steps"] == 2000  # half of the way
+    assert found.loc[1000, "low"] == pytest.approx(found.loc[1000, "high"]) and found.loc[1000, "pairs"] == 4
+    assert "never as like: 0.100 to 0.400" in found.loc[3000, "note"] and not found.loc[3000, "points"] > 0
+    same = analyse.at_equal_steps(runs, resamples=200).set_index("steps")
+    assert same.loc[1000, "points"] == pytest.approx(10) and same.loc[1000, "likeness"] == pytest.approx(-0.1)
+
+
+class Probe(FakeScorer):
+    """The stand-in's numbers under the names that the claim is about."""
+
+    metrics = ("attr_scene", "dino_i")
+
+    def score_prepared(self, prepared, prompts, references):
+        return dict(zip(self.metrics, super().score_prepared(prepared, prompts, references).values(), strict=True))
+
+
+def test_the_claim_is_read_from_the_sweep(sd15_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluating, "open_metrics", lambda *_: [Probe()])
+    analyse = script("claim/analyse.py")
+    small = [*stand_in(sd15_folder, draw_pictures(tmp_path / "pictures")), "model=sd15", "concept=dog", "seed=1"]
+    small += ["evaluate.objective=dino_i"]
+    assert main(["-m", "experiment=claim", "name=claim", "arm=plain,spl_10", "train.steps=1", *small]) == 0
+    runs = analyse.read_runs([Path("outputs/sweeps/claim")])
+    assert list(runs.arm) == ["plain", "spl 10"] and list(runs.steps) == [1, 1] and list(runs.concept) == ["dog"] * 2
+    scored = json.loads(next(Path("outputs/sweeps/claim").glob("0*/evaluation/*/metrics.json")).read_text())["overall"]
+    assert runs.composition[0] == scored["attr_scene"]["mean"] and runs.dino_i[0] == scored["dino_i"]["mean"]
+    monkeypatch.setattr(sys, "argv", ["analyse.py", "outputs/sweeps/claim", "--out", "results"])
+    assert analyse.main() == 0
+    assert "at equal steps" in Path("results/claim.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["analyse.py", "nothing", "--out", "results"])
+    assert analyse.main() == 2 and "no finished and scored run" in capsys.readouterr().err
