@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 import cdiff
@@ -42,7 +43,8 @@ def scores(opened: Opened, prompts: list[str], images_per_prompt: int) -> tuple[
     """The images, and each metric's mean over those it says something of."""
     images = opened.sample(prompts, images_per_prompt, seed=0)
     rows = opened.score(images, metrics=METRICS)
-    return images, {name: float(np.nanmean([row[name] for row in rows])) for name in METRICS}
+    table = pd.DataFrame(rows).reindex(columns=METRICS)
+    return images, table.mean().dropna().to_dict()
 
 
 def main() -> int:
@@ -50,12 +52,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 32])
-    parser.add_argument("--images", type=int, default=2)
+    parser.add_argument("--images", type=int, default=2, help="of each prompt")
+    parser.add_argument("--words", nargs="+", help="only prompts that have one of these words")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     exact = cdiff.open_run(options.run, device="cpu")
     protocol = to_checked_config(compose(["protocol=pocket"])).protocol
     prompts = [case.prompt for case in read_cases(protocol, resolve_concepts(exact.config))]
+    if options.words:
+        prompts = [prompt for prompt in prompts if set(options.words) & set(prompt.split())]
     started = time.perf_counter()
     reference, found = scores(exact, prompts, options.images)
     result = {"prompts": len(prompts), "images": len(reference), "exact": {"scores": found}, "ranks": {}}
@@ -72,7 +77,7 @@ def main() -> int:
             "worst_layer_error": max(told["errors"].values()),
             "median_layer_error": float(np.median(list(told["errors"].values()))),
             "scores": own,
-            "points": {name: 100 * (own[name] - found[name]) for name in METRICS},
+            "points": {name: 100 * (own[name] - found[name]) for name in own},
             "relative_pixel_difference": float(np.linalg.norm(pixels[0] - pixels[1]) / np.linalg.norm(pixels[1])),
         }
     result["seconds"] = round(time.perf_counter() - started, 1)
