@@ -56,6 +56,7 @@ def test_training_changes_the_map_and_looking_does_not(sd15):
 
 
 def test_a_lora_is_seen_too(sd15):
+    torch.manual_seed(0)  # a LoRA's start is random
     concept = TinyConcept()
     encoder = PromptEncoder(sd15, add_tokens(sd15, [concept]))
     trainables = prepare(sd15, MethodConfig(name="lora", train_unet="lora", train_token=False, rank=2))
@@ -63,11 +64,11 @@ def test_a_lora_is_seen_too(sd15):
     with torch.no_grad():
         for name, parameter in trainables.named.items():
             if "lora_B" in name:
-                parameter.add_(1.0)
+                parameter.add_(0.3)  # 1.0 would saturate the attention, which blows up the rounding of the merge
     changed = class_word_map(sd15, encoder, concept, picture(), 64)
     assert not np.allclose(first, changed, atol=1e-3)
     trainables.restore()  # merged into the weights: the same map
-    assert np.allclose(class_word_map(sd15, encoder, concept, picture(), 64), changed, atol=1e-3)
+    assert np.allclose(class_word_map(sd15, encoder, concept, picture(), 64), changed, atol=1e-5)
 
 
 def test_the_images_show_where():
