@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fake_scorer import FakeScorer
@@ -18,6 +19,7 @@ from tiny_job import draw_pictures, plain_environment
 import cdiff
 from cdiff.cli import main
 from cdiff.evaluation import evaluating
+from cdiff.grids import grid
 from cdiff.sweep_folder import job_runs
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -75,8 +77,13 @@ def test_the_sweep_of_the_weight_ends_in_a_report(sd15_folder, tmp_path, monkeyp
     words = ["grid.py", "outputs/sweeps/spl", "grid.png", "--word", "photo", "--steps", "0", "1"]
     monkeypatch.setattr(sys, "argv", words)
     script("weight_step/grid.py").main()
-    with Image.open("grid.png") as grid:  # two weights by two steps, with a gap between them
-        assert grid.size == (226, 226) and len(grid.convert("RGB").getcolors(100_000)) > 100
+    cell = script("weight_step/grid.py").cell
+    photo = [[cell(run.folder / "validation" / f"step-{step:06d}", "photo") for step in (0, 1)] for run in runs]
+    with Image.open("grid.png") as made:  # a row a weight, a column a step, each cell the very picture
+        images = [Image.open(file).convert("RGB") for row in photo for file in row]
+        labels = ["loss.spl_weight=0, after 0, 1 steps", "loss.spl_weight=10, after 0, 1 steps"]
+        assert np.array_equal(np.asarray(made), np.asarray(grid(images, 2, labels)))
+    assert photo[1][1].parts[-3:-1] == ("validation", "step-000001") and "photo" in photo[1][1].name
 
 
 def test_where_the_forgetting_sits_is_asked_of_weights_and_words_apart(sd15_folder, tmp_path, monkeypatch):
@@ -257,5 +264,15 @@ def test_the_claim_is_read_from_the_sweep(sd15_folder, tmp_path, monkeypatch, ca
     monkeypatch.setattr(sys, "argv", ["analyse.py", "outputs/sweeps/claim", "--out", "results"])
     assert analyse.main() == 0
     assert "at equal steps" in Path("results/claim.md").read_text(encoding="utf-8")
+    assert len(Path("results/runs.csv").read_text(encoding="utf-8").splitlines()) == 3
+    folders = [str(run.folder) for run in job_runs(Path("outputs/sweeps/claim"))[0]]
+    monkeypatch.setattr(sys, "argv", ["picture.py", "sheet.png", *folders, "--words", "snow"])
+    picture = script("claim/picture.py")
+    picture.main()
+    files = [file for folder in folders for file in picture.row(Path(folder), ["snow"])]
+    assert picture.row(Path(folders[0]), ["jungle"]) == []
+    images, labels = [Image.open(file).convert("RGB") for file in files], ["arm=plain: snow", "arm=spl_10: snow"]
+    with Image.open("sheet.png") as made:
+        assert len(files) == 2 and np.array_equal(np.asarray(made), np.asarray(grid(images, 1, labels)))
     monkeypatch.setattr(sys, "argv", ["analyse.py", "nothing", "--out", "results"])
     assert analyse.main() == 2 and "no finished and scored run" in capsys.readouterr().err

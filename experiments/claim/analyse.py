@@ -6,7 +6,8 @@ Composition is the mean of scene, accessory and colour by the probe, likeness th
 An arm is compared with plain training at each of plain's step counts, at the point of its own training where it is as
 like the concept: likeness, averaged over concepts and seeds, is interpolated linearly between step counts, and so is
 each run's composition. Beside it the plain difference at equal steps. Differences are paired by concept and seed;
-intervals are a bootstrap over the pairs. Writes arms.csv (means of every arm and step count) and claim.md.
+intervals are a bootstrap over the pairs. Writes runs.csv (a row a run), arms.csv (means of arms and step counts) and
+claim.md.
 """
 
 from __future__ import annotations
@@ -115,6 +116,7 @@ def main() -> int:
     means.insert(0, "runs", runs.groupby(["arm", "token_rate", "steps"]).size())
     means = means.reset_index()
     text = ["# Means of each arm and step count", means.to_markdown(index=False, floatfmt=".3g")]
+    runs.to_csv(given.out / "runs.csv", index=False)
     means.to_csv(given.out / "arms.csv", index=False)
     for rate, same in runs.groupby("token_rate"):
         for name, found in (("likeness", matched(same)), ("steps", at_equal_steps(same))):

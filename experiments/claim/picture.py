@@ -10,19 +10,18 @@ from pathlib import Path
 
 from PIL import Image
 
+from cdiff.grids import grid
 from cdiff.report.study import read_pictures
 
 WORDS = ("headphones", "santa hat", "top hat", "sunglasses", "crown", "bow tie")
-SIDE, GAP, EACH = 112, 2, 2  # EACH: pictures of a prompt
+EACH = 2  # pictures of a prompt
 
 
-def row(run: Path, words: list[str]) -> list[Image.Image]:
+def row(run: Path, words: list[str]) -> list[Path]:
     """The first pictures of every word's prompt, of the run's evaluation."""
     [folder] = run.glob("evaluation/*/images")
     pictures = read_pictures(folder)
-    chosen = [[picture for picture in pictures if word in picture.prompt][:EACH] for word in words]
-    files = [picture.file for some in chosen for picture in some]
-    return [Image.open(file).convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS) for file in files]
+    return [p.file for word in words for p in [p for p in pictures if word in p.prompt][:EACH]]
 
 
 def main() -> None:
@@ -32,12 +31,9 @@ def main() -> None:
     parser.add_argument("--words", nargs="+", default=list(WORDS))
     given = parser.parse_args()
     rows = [row(run, given.words) for run in given.runs]
-    pitch = SIDE + GAP
-    sheet = Image.new("RGB", (pitch * len(rows[0]) - GAP, pitch * len(rows) - GAP), "white")
-    for y, images in enumerate(rows):
-        for x, image in enumerate(images):
-            sheet.paste(image, (pitch * x, pitch * y))
-    sheet.save(given.out, quality=90)
+    images = [Image.open(file).convert("RGB") for files in rows for file in files]
+    labels = [f"{run.name.partition('-')[2]}: {', '.join(given.words)}" for run in given.runs]
+    grid(images, len(rows[0]), labels).save(given.out, quality=85)
 
 
 if __name__ == "__main__":

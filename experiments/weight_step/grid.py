@@ -8,21 +8,18 @@ Rows are the jobs in their order, columns the steps.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from PIL import Image
 
+from cdiff.grids import grid
+from cdiff.report.study import read_pictures
 from cdiff.sweep_folder import job_runs
 
-SIDE, GAP = 112, 2
 
-
-def cell(folder: Path, word: str) -> Image.Image:
+def cell(folder: Path, word: str) -> Path:
     """The first validation image of a step whose prompt has the word."""
-    prompts = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
-    name = next(name for name, entry in prompts.items() if word in entry["prompt"])
-    return Image.open(folder / name).convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return next(picture.file for picture in read_pictures(folder) if word in picture.prompt)
 
 
 def main() -> None:
@@ -33,13 +30,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 250, 500, 1000, 1500, 2000])
     given = parser.parse_args()
     runs = [run.folder for run in job_runs(given.sweep)[0]]
-    pitch = SIDE + GAP
-    grid = Image.new("RGB", (pitch * len(given.steps) - GAP, pitch * len(runs) - GAP), "white")
-    for row, folder in enumerate(runs):
-        for column, step in enumerate(given.steps):
-            grid.paste(cell(folder / "validation" / f"step-{step:06d}", given.word), (pitch * column, pitch * row))
+    files = [cell(run / "validation" / f"step-{step:06d}", given.word) for run in runs for step in given.steps]
+    steps = ", ".join(map(str, given.steps))
+    labels = [f"{run.name.partition('-')[2]}, after {steps} steps" for run in runs]
+    sheet = grid([Image.open(file).convert("RGB") for file in files], len(given.steps), labels)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    grid.save(given.out, optimize=True, quality=90)
+    sheet.save(given.out, quality=85)
 
 
 if __name__ == "__main__":
