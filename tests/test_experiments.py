@@ -162,7 +162,6 @@ echo "$@" >>"$NOTES"
 case "$*" in
 *stage=pictures*) mkdir -p "$FOLDER/pictures" && echo {} >"$FOLDER/pictures/pictures.json" ;;
 *stage=clips*) mkdir -p "$FOLDER/clips" && echo {} >"$FOLDER/clips/clips.json" ;;
-*stage=judge*) mkdir -p "$FOLDER/judge" && echo {} >"$FOLDER/judge/pictures.json" ;;
 esac
 """
 
@@ -183,7 +182,7 @@ def test_a_second_pass_goes_on_from_a_base_as_it_ships(tmp_path):
     done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0 and "failed" not in done.stdout, done.stdout + done.stderr
     started = {noted.split("pretrain.stage=")[1].split()[0]: noted for noted in notes.read_text().splitlines()}
-    assert sorted(started) == ["blip", "clips", "judge", "motion", "pictures", "probe", "scores", "unet"]
+    assert sorted(started) == ["blip", "clips", "identity", "motion", "pictures", "scores", "unet"]
     assert "pretrain.settings.unet.warm_start=true" in started["unet"]
     for noted in started.values():
         assert f"pretrain.folder={folder}" in noted and "pretrain.pictures=8" in noted

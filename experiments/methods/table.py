@@ -58,7 +58,7 @@ def picture(records: list[RunRecord], seed: int) -> Image.Image:
     chosen.sort(key=lambda r: (r.concept, r.config["method.name"]))
     images, labels = [], []
     for record in chosen:
-        [folder] = record.run.path.glob("evaluation/*/images")
+        [folder] = record.run.folder.glob("evaluation/*/images")
         pictures = read_pictures(folder)
         for words in ASKED:
             images += [p.file for p in pictures if any(word in p.prompt for word in words)][:2]

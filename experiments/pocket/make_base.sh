@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# Makes the pocket base (vae, clip, unet) and the identity model it learns individuals from, out of nothing
-# on one host with two GPUs, within a fixed time.
+# Makes the pocket base and its judge (vae, clip, probe, unet) from nothing on one host with two GPUs, within a fixed time.
 #
 #   experiments/pocket/make_base.sh FOLDER [SECONDS [SETTING ...]]
 #
 # Every stage starts as early as it can and has a deadline, so that a slow compilation shortens one stage and not the whole:
-#   GPU 0   vae ............. | unet, on both
-#   GPU 1   clip, identity .. |
-#   CPU     pictures
+#   GPU 0   vae ........... | unet, on both
+#   GPU 1   clip, probe ... |
+#   CPU     pictures, and the judge's pictures
 # Logs are FOLDER/log/STAGE.txt, weights FOLDER/weights. Afterwards: make_rest.sh, stages scores and card.
 set -u
 folder=${1:?usage: make_base.sh FOLDER [SECONDS [SETTING ...]]}
@@ -25,24 +24,23 @@ stage() { # GPU STAGE [SETTING ...]
 }
 settings=("${@:3}")
 
-nice -n 10 bash -c "$(declare -f stage); folder=$folder; stage '' pictures pretrain.workers=$((cores * 3 / 4)) ${settings[*]}" &
+nice -n 10 bash -c "$(declare -f stage); folder=$folder; stage '' pictures pretrain.workers=$((cores / 2)) ${settings[*]}" &
+nice -n 10 bash -c "$(declare -f stage); folder=$folder; stage '' judge pretrain.workers=$((cores / 4)) ${settings[*]}" &
 rendering=$!
-until [ -f "$folder/pictures/pictures.json" ]; do
+until [ -f "$folder/pictures/pictures.json" ] && [ -f "$folder/judge/pictures.json" ]; do
     kill -0 $rendering 2>/dev/null || break
     sleep 1
 done
 
 stage 0 vae pretrain.deadline="$(at 350)" "${settings[@]}" &
-training=($!)
 {
     stage 1 clip pretrain.deadline="$(at 205)" "${settings[@]}"
-    stage 1 identity pretrain.settings.identity.wait=true pretrain.settings.identity.patience="$total" \
+    stage 1 probe pretrain.settings.probe.wait=true pretrain.settings.probe.patience="$total" \
         pretrain.deadline="$(at 350)" "${settings[@]}"
 } &
-training+=($!)
-wait "${training[@]}"
 # shellcheck disable=SC2086
 python3 -m accelerate.commands.launch $launch -m cdiff task=pretrain pretrain.stage=unet pretrain.folder="$folder" \
-    pretrain.deadline="$(at 1000)" "${settings[@]}" >"$folder/log/unet.txt" 2>&1 || echo "stage unet failed: see $folder/log/unet.txt"
+    pretrain.settings.unet.wait=true pretrain.settings.unet.patience="$total" pretrain.deadline="$(at 1000)" \
+    "${settings[@]}" >"$folder/log/unet.txt" 2>&1 || echo "stage unet failed: see $folder/log/unet.txt"
 wait
 echo "made in $(($(date +%s) - start)) s"

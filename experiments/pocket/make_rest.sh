@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the remaining pocket models (probe, blip, motion) on one GPU, beside the base that make_base.sh made.
+# Makes the remaining pocket models (identity, blip, motion) on one GPU, beside the base that make_base.sh made.
 #
 #   experiments/pocket/make_rest.sh FOLDER [SECONDS [SETTING ...]]
 #   STAGES=motion experiments/pocket/make_rest.sh FOLDER [...]     # of the three only these, in equal shares of the time
@@ -16,7 +16,7 @@ stage() { # STAGE [SETTING ...]
         >"$folder/log/$1.txt" 2>&1 || echo "stage $1 failed: see $folder/log/$1.txt"
 }
 settings=("${@:3}")
-read -ra stages <<<"${STAGES:-probe blip motion}"
+read -ra stages <<<"${STAGES:-identity blip motion}"
 
 {
     stage pictures pretrain.workers=$(($(getconf _NPROCESSORS_ONLN) * 3 / 8)) "${settings[@]}"
@@ -25,12 +25,7 @@ read -ra stages <<<"${STAGES:-probe blip motion}"
     stage clips pretrain.workers=$(($(getconf _NPROCESSORS_ONLN) * 3 / 8)) "${settings[@]}"
 } &
 rendering=$!
-awaited=(pictures/pictures.json clips/clips.json)
-if [[ " ${stages[*]} " == *" probe "* ]]; then
-    awaited+=(judge/pictures.json)
-    stage judge pretrain.workers=$(($(getconf _NPROCESSORS_ONLN) / 4)) "${settings[@]}" &
-fi
-until (cd "$folder" && ls "${awaited[@]}") >/dev/null 2>&1; do
+until [ -f "$folder/pictures/pictures.json" ] && [ -f "$folder/clips/clips.json" ]; do
     kill -0 $rendering 2>/dev/null || break
     sleep 1
 done

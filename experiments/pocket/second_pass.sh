@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Goes on with the UNet of a base that is there, on pictures of which more show two subjects, and makes the other pocket
-# models (probe, blip, motion) beside it. One host with two GPUs; FOLDER/weights holds what make_base.sh made.
+# models (identity, blip, motion) beside it. One host with two GPUs; FOLDER/weights holds the base of make_base.sh.
 #
 #   experiments/pocket/second_pass.sh FOLDER [SECONDS [SETTING ...]]
 #
 #   GPU 0   unet ................... | scores
-#   GPU 1   probe, blip, motion .... |
+#   GPU 1   identity, blip, motion . |
 #   CPU     pictures and clips
 # STAGES=motion makes only the motion adapter beside the UNet, and gives it all of the time.
 # Logs are FOLDER/log/STAGE.txt, measured scores FOLDER/log/scores.txt. With a single GPU: make_rest.sh, then the unet.

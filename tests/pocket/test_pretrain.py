@@ -229,6 +229,8 @@ def test_a_stage_without_what_it_needs_says_so(made, tmp_path):
     for stage in ("unet", "motion"):
         with pytest.raises(UserError, match=f"stage {stage} needs the weights of stage vae"):
             make(stage, tmp_path / "half")
+    with pytest.raises(UserError, match="no weights of stage vae came in time"):
+        make("unet", tmp_path / "half", wait=True, patience=0.0)
     with pytest.raises(UserError, match="other settings"):
         make("clips", tmp_path / "half", shard=3)
     with pytest.raises(UserError, match=r"shard=6 is no multiple of 4"):
@@ -237,6 +239,18 @@ def test_a_stage_without_what_it_needs_says_so(made, tmp_path):
         file.unlink()
     with pytest.raises(UserError, match="in time"):
         make("vae", tmp_path / "half", patience=0.0)
+
+
+def test_a_stage_that_waits_takes_the_weights_it_waited_for(copied):
+    """The same seed and steps, whether the text encoder was there from the first or came later."""
+    from safetensors.torch import load_file
+
+    file = copied / "weights" / "base" / "unet" / "diffusion_pytorch_model.safetensors"
+    make("unet", copied)
+    plain = load_file(file)
+    make("unet", copied, wait=True, text=TOWER, patience=5.0)
+    waited = load_file(file)
+    assert all(torch.equal(plain[name], waited[name]) for name in plain)
 
 
 def test_a_warm_start_goes_on_from_the_weights_that_are_there(copied):

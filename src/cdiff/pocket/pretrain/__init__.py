@@ -17,7 +17,7 @@ STAGES = (
     *("vae", "clip", "probe", "identity", "blip", "unet", "motion"),  # train
     *("scores", "card"),
 )
-NEEDS = {"unet": ("vae", "clip", "identity"), "motion": ("vae", "clip", "unet")}  # the stages it stands on
+NEEDS = {"unet": ("vae", "clip"), "motion": ("vae", "clip", "unet")}  # the stages it stands on
 DATA = {"motion": ("clips", "clips"), "probe": ("judge", "pictures")}  # stage -> folder, and what it holds
 UNIX = 1e8  # a deadline above this is a time of the clock, below it minutes from the stage's start
 
@@ -66,8 +66,9 @@ def run_stage(
             f"no {kind} in {folder / data}: run task=pretrain pretrain.stage={data} first "
             "(it may go on rendering while the models train)"
         )
-    for need in _needs(stage, weights, settings):
-        if not record_of(weights, need).exists():
+    needs = () if stage == "motion" and base_of_motion(weights, settings) != weights / "base" else NEEDS.get(stage, ())
+    for need in needs:
+        if not (record_of(weights, need).exists() or settings.get("wait")):
             raise UserError(f"stage {stage} needs the weights of stage {need} in {weights}: run that one first")
     if stage != "motion":
         settings = {"pictures": pictures} | settings
@@ -95,13 +96,12 @@ def record_of(weights: Path, stage: str) -> Path:
     return weights / "training" / f"{stage}.json"
 
 
-def _needs(stage: str, weights: Path, settings: dict) -> tuple[str, ...]:
-    needs = NEEDS.get(stage, ())
-    if stage == "motion" and base_of_motion(weights, settings) != weights / "base":
-        return ()
-    if stage == "unet" and not settings.get("individuals"):
-        return tuple(need for need in needs if need != "identity")
-    return needs
+def wait_for_stages(weights: Path, stage: str, settings: dict) -> None:
+    """With settings["wait"] a stage starts beside those that it stands on, and here waits for their end."""
+    from cdiff.pocket.pretrain.loop import wait_for
+
+    for need in NEEDS[stage]:
+        wait_for(record_of(weights, need).exists, f"weights of stage {need}", settings)
 
 
 def _train(

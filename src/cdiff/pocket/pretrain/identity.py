@@ -40,7 +40,7 @@ def pair_loss(first: torch.Tensor, second: torch.Tensor, temperature: float) -> 
 
 
 class Pairs:
-    """Draws two pictures of each of many individuals of one kind; pictures with two subjects, or of another colour, are left out.
+    """Draws two pictures of each of many individuals of one kind; pictures with two subjects are left out.
 
     A batch holds `count` pairs, or fewer where the pictures there at the start have not so many individuals of a kind.
     """
@@ -54,10 +54,10 @@ class Pairs:
             return
         self.known = len(self.pictures)
         labels = self.pictures.labels[: self.known].view(-1, GROUP, 7)
-        color = labels[:, :, 2]  # the last of a group may have another one, and is then no match of the others
-        self.usable = (labels[:, :, 4] < 0) & (color == color[:, :1])
+        alone = labels[:, :, 4] < 0
+        self.usable = alone
         kind = labels[:, 0, 1]
-        enough = self.usable.sum(1) >= 2
+        enough = alone.sum(1) >= 2
         groups = [torch.nonzero((kind == k) & enough).squeeze(1) for k in range(len(KINDS))]
         self.groups = [group for group in groups if len(group) > 1]
         self.count = min([self.count, *map(len, self.groups)])

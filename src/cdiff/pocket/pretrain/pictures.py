@@ -7,7 +7,6 @@ import os
 import random
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from cdiff.errors import UserError
 from cdiff.pocket.world.captions import caption
 from cdiff.pocket.world.motion import stirred, verb_of_picture
 from cdiff.pocket.world.render import render
-from cdiff.pocket.world.sample import main_subject, sample_color, sample_identity, sample_scene
+from cdiff.pocket.world.sample import main_subject, sample_identity, sample_scene
 from cdiff.pocket.world.spec import ACCESSORIES, COLORS, KINDS, SCENES, Scene
 
 SHARD = 10_000  # pictures in a shard
@@ -27,20 +26,14 @@ CAPTIONS = (0.0, 0.0, 0.5, 1.0)  # the `detail` of each caption kept with a pict
 WORDS = 48  # tokens kept of a caption; the longest the grammar makes is shorter
 RESOLUTION = 128
 PAIRS = 0.16  # share of the pictures that show two subjects
-RECOLORED = 0.0  # share of the identities whose last picture of the group has another colour
 MOVING = 0.15  # share of the pictures whose subject is caught in a movement, as in the clips of the motion stage
 
 
-def scene_at(
-    index: int, split: str = "train", base: int = 0, pair: float = PAIRS, recolored: float = RECOLORED
-) -> Scene:
-    """The scene of picture `index`; GROUP neighbours share their main identity, the last of them perhaps but for its
-    colour. Only the split "judge", for the probe, shows the combinations that are held out of training: a judge that
-    never saw them would not believe them."""
+def scene_at(index: int, split: str = "train", base: int = 0, pair: float = PAIRS) -> Scene:
+    """The scene of picture `index`; GROUP neighbours share their main identity. Only the split "judge", for the probe,
+    shows the combinations that are held out of training: a judge that never saw them would not believe them."""
     group, everything = random.Random(f"{split}/identity/{index // GROUP}"), split == "judge"
     identity = sample_identity(group, group.choice(KINDS), base=base, everything=everything)
-    if index % GROUP == GROUP - 1 and group.random() < recolored:
-        identity = replace(identity, color=sample_color(group, identity.kind, everything=everything))
     scene = sample_scene(random.Random(f"{split}/{index}"), identity, base, pair, everything)
     moves = random.Random(f"{split}/moves/{index}")
     return stirred(scene, moves) if moves.random() < MOVING else scene
@@ -57,9 +50,7 @@ def labels_of(scene: Scene) -> list[int]:
     return row + [-1] * (7 - len(row))
 
 
-def render_shard(
-    folder: str, shard: int, size: int, split: str = "train", pair: float = PAIRS, recolored: float = RECOLORED
-) -> int:
+def render_shard(folder: str, shard: int, size: int, split: str = "train", pair: float = PAIRS) -> int:
     """Writes pictures [shard * size, (shard + 1) * size) as `NNNN-*.npy`; the pixels come last."""
     from cdiff.pocket.pretrain.tokenizer import build_tokenizer
 
@@ -70,7 +61,7 @@ def render_shard(
     texts: list[str] = []
     for row in range(size):
         index = shard * size + row
-        scene = scene_at(index, split, pair=pair, recolored=recolored)
+        scene = scene_at(index, split, pair=pair)
         pixels[row] = np.asarray(render(scene, RESOLUTION))
         labels[row] = labels_of(scene)
         words = random.Random(f"caption/{index}")
@@ -90,18 +81,17 @@ def write_arrays(folder: str, shard: int, arrays: dict[str, np.ndarray]) -> None
 
 
 def render_pictures(folder: Path, count: int, workers: int, settings: dict, log, split: str = "train") -> None:
-    """Renders `count` pictures in shards; shards that exist are kept. settings: `shard`, pictures in each, `pair`,
-    the share of pictures with two subjects, and `recolored`, see RECOLORED.
+    """Renders `count` pictures in shards; shards that exist are kept. settings: `shard`, pictures in each, and `pair`,
+    the share of pictures with two subjects.
 
     Raises:
         UserError: a shard would end amid the pictures of one identity.
     """
-    size, pair, recolored = (settings.get("shard", SHARD), settings.get("pair", PAIRS), settings.get("recolored", 0.0))
+    size, pair = settings.get("shard", SHARD), settings.get("pair", PAIRS)
     if size % GROUP:
         raise UserError(f"shard={size} is no multiple of {GROUP}, the pictures in a row that show the same identity")
     about = {"resolution": RESOLUTION, "shard": size, "group": GROUP, "split": split, "pair": pair}
-    about |= {"recolored": recolored} if recolored else {}
-    worker = partial(render_shard, split=split, pair=pair, recolored=recolored)
+    worker = partial(render_shard, split=split, pair=pair)
     render_shards(worker, folder, "pictures", about, -(-count // size), workers, log)
 
 

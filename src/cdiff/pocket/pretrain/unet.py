@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
-from transformers import CLIPTextModel, ViTModel
+from transformers import CLIPTextModel
 
-from cdiff.pocket.pretrain.individuals import Individuals, Naming, features_of, open_individuals, read_text
-from cdiff.pocket.pretrain.loop import compiled, fit, part_ways, save_half
+from cdiff.pocket.pretrain import wait_for_stages
+from cdiff.pocket.pretrain.clip import build_clip
+from cdiff.pocket.pretrain.loop import compiled, fit, half_precision, part_ways, save_half
 from cdiff.pocket.pretrain.pictures import CAPTIONS, Pictures
 from cdiff.pocket.pretrain.tokenizer import MAX_LENGTH, build_tokenizer, check_vocabulary
 from cdiff.pocket.pretrain.vae import LATENT_CHANNELS
@@ -45,22 +46,16 @@ def build_unet(channels: Sequence[int] = (96, 160), cross_attention_dim: int = 2
 
 
 class Latents:
-    """Latents of the pictures, encoded shard by shard as they are rendered: (N, C, 16, 16) fp16 on the device.
+    """Latents of the pictures, encoded shard by shard as they are rendered: (N, C, 16, 16) fp16 on the device."""
 
-    With `identity`, also the features (N, D) by which it tells individuals apart.
-    """
-
-    def __init__(self, pictures: Pictures, vae: AutoencoderKL, count: int, identity: ViTModel | None = None):
-        self.pictures, self.vae, self.identity, self.filled = pictures, vae, identity, 0
+    def __init__(self, pictures: Pictures, vae: AutoencoderKL, count: int):
+        self.pictures, self.vae, self.filled = pictures, vae, 0
         state = PartialState()
         self.next, self.stride = state.process_index, state.num_processes  # each process has shards of its own
         rows = max(1, count // pictures.shard) * pictures.shard
         device = pictures.device
         self.latents = torch.empty((rows, LATENT_CHANNELS, 16, 16), dtype=torch.float16, device=device)
         self.ids = torch.empty((rows, *pictures.ids.shape[1:]), dtype=torch.int16, device=device)
-        self.labels = torch.empty((rows, *pictures.labels.shape[1:]), dtype=torch.int8, device=device)
-        width = identity.config.hidden_size if identity else 0
-        self.features = torch.empty((rows, width), dtype=torch.float16, device=device)
 
     @torch.no_grad()
     def refresh(self) -> bool:
@@ -72,12 +67,8 @@ class Latents:
             images = self.pictures.images(rows)
             with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
                 latents = self.vae.encode(images).latent_dist.sample()
-                features = features_of(self.identity, images) if self.identity else None
             self.latents[self.filled + rows] = (latents * self.vae.config.scaling_factor).half()
-            if features is not None:
-                self.features[self.filled + rows] = features.half()
         self.ids[self.filled : self.filled + shard] = self.pictures.ids[:shard]
-        self.labels[self.filled : self.filled + shard] = self.pictures.labels[:shard]
         self.filled += shard
         self.next += self.stride
         return True
@@ -89,24 +80,14 @@ def min_snr_weight(alphas_cumprod: torch.Tensor, gamma: float) -> torch.Tensor:
     return snr.clamp(max=gamma) / snr
 
 
-class Learner(torch.nn.Module):
-    """What stage `unet` trains: the noise predictor, and the words of individuals that only the training reads."""
-
-    def __init__(self, unet: UNet2DConditionModel, individuals: Individuals | None):
-        super().__init__()
-        self.unet, self.individuals = unet, individuals
-
-    def save(self, folder: Path) -> None:
-        save_base(self.unet, folder)
-        if self.individuals:
-            self.individuals.save(folder / "training")
-
-
 def train_unet(pictures: Pictures, settings: dict, minutes: float | None, folder: Path, log) -> int:
-    device, size = pictures.device, settings["batch_size"]
-    tokenizer, share = build_tokenizer(), settings.get("individuals", 0.0)
-    check_vocabulary(tokenizer, folder / "base" / "tokenizer")
-    text_encoder = CLIPTextModel.from_pretrained(folder / "base" / "text_encoder", dtype=torch.float32)
+    device = pictures.device
+    tokenizer = build_tokenizer()
+    text_folder, wait = folder / "base" / "text_encoder", settings.get("wait", False)
+    if wait:  # its weights come later
+        text_encoder = CLIPTextModel(build_clip(tokenizer, settings.get("text", {}), {}).config.text_config)
+    else:
+        text_encoder = CLIPTextModel.from_pretrained(text_folder, dtype=torch.float32)
     text_encoder = text_encoder.to(device).eval().requires_grad_(False)
     torch.manual_seed(2)
     if settings.get("warm_start"):
@@ -114,79 +95,69 @@ def train_unet(pictures: Pictures, settings: dict, minutes: float | None, folder
     else:
         unet = build_unet(settings.get("channels", (96, 160)), text_encoder.config.hidden_size)
     unet = unet.to(device, memory_format=torch.channels_last)
-    individuals = open_individuals(folder, text_encoder, tokenizer).to(device) if share else None
-    learner = Learner(unet, individuals)
     part_ways(2)
-    alphas = DDPMScheduler(**SCHEDULE).alphas_cumprod.to(device)
+    scheduler = DDPMScheduler(**SCHEDULE)
+    alphas = scheduler.alphas_cumprod.to(device)
     weights = min_snr_weight(alphas, settings["min_snr_gamma"])
     empty = torch.tensor(tokenizer([""], padding="max_length", max_length=MAX_LENGTH).input_ids, device=device)
+    size = settings["batch_size"]
 
     def noise_loss(
-        clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, ids: torch.Tensor, *named: torch.Tensor
+        clean: torch.Tensor, ids: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
     ) -> torch.Tensor:
-        if named:
-            mask, features = named
-            hidden = read_text(text_encoder, ids, mask, individuals(features))
-        else:
-            with torch.no_grad():
-                hidden = text_encoder(ids).last_hidden_state
+        with torch.no_grad():
+            hidden = text_encoder(ids).last_hidden_state
         a = alphas[timesteps].view(-1, 1, 1, 1)
         noisy = a.sqrt() * clean + (1 - a).sqrt() * noise
         predicted = unet(noisy, timesteps, hidden, return_dict=False)[0]
         return (predicted.float() - noise).pow(2).mean(dim=(1, 2, 3))
 
     forward = compiled(noise_loss, device, settings)
-    latents = _latents(pictures, settings, folder, share > 0)
-    naming = Naming(tokenizer, device)
-
-    def captions(index: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        variant = torch.randint(len(CAPTIONS), (size,), device=device)
-        ids = torch.nn.functional.pad(
-            latents.ids[index, variant].long(), (0, MAX_LENGTH - latents.ids.shape[-1]), value=tokenizer.pad_token_id
-        )
-        ids = torch.where(torch.rand(size, 1, device=device) < settings["caption_drop"], empty, ids)
-        if not share:
-            return (ids,)
-        partner = naming.partners(index)
-        fits = naming.fits(ids, latents.labels[index], latents.labels[partner])
-        ids, mask = naming.insert(ids, fits & (torch.rand(size, device=device) < share))
-        return ids, mask, latents.features[partner].float()
+    if wait:
+        _compile(forward, size, empty)
+        log("compiled, waits for the stages it stands on")
+        wait_for_stages(folder, "unet", settings)
+        text_encoder.load_state_dict(CLIPTextModel.from_pretrained(text_folder, dtype=torch.float32).state_dict())
+    check_vocabulary(tokenizer, folder / "base" / "tokenizer")
+    vae = AutoencoderKL.from_pretrained(folder / "base" / "vae", dtype=torch.float32).to(device).eval()
+    latents = Latents(pictures, vae, settings["latents"])
+    for _ in range(settings.get("first_shards", 5)):
+        latents.refresh()
 
     def draw(step: int) -> tuple[torch.Tensor, ...]:
         if step % 25 == 0:
             latents.refresh()
         index = torch.randint(latents.filled, (size,), device=device)
+        variant = torch.randint(len(CAPTIONS), (size,), device=device)
+        ids = torch.nn.functional.pad(
+            latents.ids[index, variant].long(), (0, MAX_LENGTH - latents.ids.shape[-1]), value=tokenizer.pad_token_id
+        )
+        dropped = torch.rand(size, 1, device=device) < settings["caption_drop"]
         clean = latents.latents[index].float()
         timesteps = torch.randint(0, len(alphas), (size,), device=device)
-        return clean, torch.randn_like(clean), timesteps, *captions(index)
+        return clean, torch.where(dropped, empty, ids), torch.randn_like(clean), timesteps
 
     def loss_of(
-        clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, *text: torch.Tensor
+        clean: torch.Tensor, ids: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        each = forward(clean, noise, timesteps, *text)
-        parts = {"loss": (weights[timesteps] * each).mean(), "mse": each.mean()}
-        if share:
-            named = text[1].any(1).float()
-            parts |= {"mse_named": (each * named).sum() / named.sum().clamp(min=1)}
-        return parts
+        each = forward(clean, ids, noise, timesteps)
+        return {"loss": (weights[timesteps] * each).mean(), "mse": each.mean()}
 
-    average, steps = fit(learner, draw, loss_of, settings, minutes, log, lambda average: average.save(folder))
+    average, steps = fit(unet, draw, loss_of, settings, minutes, log, lambda average: save_base(average, folder))
     if PartialState().is_main_process:
-        average.save(folder)
+        save_base(average, folder)
     log(f"trained on {latents.filled} pictures")
     return steps
 
 
-def _latents(pictures: Pictures, settings: dict, folder: Path, identities: bool) -> Latents:
-    vae = AutoencoderKL.from_pretrained(folder / "base" / "vae", dtype=torch.float32).to(pictures.device).eval()
-    identity = None
-    if identities:
-        identity = ViTModel.from_pretrained(folder / "identity", dtype=torch.float32, add_pooling_layer=False)
-        identity = identity.to(pictures.device).eval()
-    latents = Latents(pictures, vae, settings["latents"], identity)
-    for _ in range(settings.get("first_shards", 5)):
-        latents.refresh()
-    return latents
+def _compile(forward: Callable, size: int, empty: torch.Tensor) -> None:
+    """A step on nothing, for the compiler. In a function of its own, so that nothing of its graph outlives it: what
+    accumulates gradients would stay bound to this stream, and a capture on another one would fail."""
+    clean = torch.zeros(size, LATENT_CHANNELS, 16, 16, device=empty.device)
+    timesteps = torch.zeros(size, dtype=torch.long, device=empty.device)
+    with half_precision(empty.device):
+        loss = forward(clean, empty.expand(size, -1).contiguous(), torch.zeros_like(clean), timesteps)
+    loss.mean().backward()
 
 
 def save_base(unet: UNet2DConditionModel, folder: Path) -> None:

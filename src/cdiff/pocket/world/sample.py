@@ -59,18 +59,10 @@ def sample_identity(
     everything: bool = False,
 ) -> Identity:
     """An individual of `kind`, of a held-out colour only with `everything`; its seed lies in [base, base + 2**30)."""
-    if color is None or ((kind, color) in HELD_OUT and not everything):
-        color = sample_color(rng, kind, natural, everything)
-    return Identity(kind, color, base + rng.randrange(2**30))
-
-
-def sample_color(rng: random.Random, kind: str, natural: float = 0.65, everything: bool = False) -> str:
-    """A colour of `kind`, in `natural` of the draws one it usually has; a held-out one only with `everything`."""
-    while True:
+    while color is None or ((kind, color) in HELD_OUT and not everything):
         usual = NATURAL_COLORS.get(kind)
         color = rng.choice(usual) if usual and rng.random() < natural else rng.choice(COLORS)
-        if everything or (kind, color) not in HELD_OUT:
-            return color
+    return Identity(kind, color, base + rng.randrange(2**30))
 
 
 def is_held_out(scene: Scene) -> bool:
