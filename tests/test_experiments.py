@@ -157,6 +157,30 @@ def test_a_recipe_is_chosen_by_likeness_and_composition_together():
     assert ranked["worth"][0] == pytest.approx((0.7 * 0.8) ** 0.5)
 
 
+def test_the_methods_side_by_side(sd15_folder, tmp_path, monkeypatch, capsys):
+    """Two jobs truly run, then the table of more: means, and the spread over seeds alone."""
+    import pandas as pd
+
+    table = script("methods/table.py")
+    small = stand_in(sd15_folder, draw_pictures(tmp_path / "pictures"))
+    words = ["experiment=methods", "method=custom_diffusion", "concept=vase", "seed=1,2", "name=methods_custom"]
+    assert main(["-m", *words, *small, "train.then=[evaluate]"]) == 0
+    monkeypatch.setattr(sys, "argv", ["table.py", "outputs/sweeps", "--out", "results"])
+    assert table.main() == 0 and "custom_diffusion" in capsys.readouterr().out
+    assert len(Path("results/jobs.csv").read_text(encoding="utf-8").splitlines()) == 3
+    with Image.open("results/grid.jpg") as picture:
+        assert picture.width > 50  # one prompt of the four it looks for, of one seed
+    scores = {("dog", 1): 0.2, ("cat", 1): 0.4, ("dog", 2): 0.4, ("cat", 2): 0.6}
+    rows = [
+        {"method": "lora", "concept": concept, "seed": seed, **dict.fromkeys(table.METRICS, value)}
+        for (concept, seed), value in scores.items()
+    ]
+    compared = table.compare(pd.DataFrame(rows), ["method"])
+    assert compared["recognized"].tolist() == ["0.400 ± 0.141"] and compared["runs"].tolist() == [4]
+    monkeypatch.setattr(sys, "argv", ["table.py", str(tmp_path), "--out", "results"])
+    assert table.main() == 2 and "holds no finished job" in capsys.readouterr().err
+
+
 NOTED = """#!/bin/sh
 echo "$@" >>"$NOTES"
 case "$*" in
@@ -192,6 +216,25 @@ def test_a_second_pass_goes_on_from_a_base_as_it_ships(tmp_path):
     assert sorted(noted.split("pretrain.stage=")[1].split()[0] for noted in notes.read_text().splitlines()) == [
         "clips", "motion", "pictures", "scores", "unet",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "jobs"), [("recipes/search.sh", 10), ("methods/run.sh", 5)])
+def test_a_study_starts_a_process_for_each_of_its_parts(tmp_path, name, jobs):
+    python, notes = tmp_path / "bin" / "python3", tmp_path / "notes"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\ncase "$1" in -c) exec "$REAL" "$@" ;; esac\necho "$@" >>"$NOTES"\n')
+    python.chmod(0o755)
+    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "NOTES": str(notes), "REAL": sys.executable}
+    line = ["bash", str(EXPERIMENTS / name), "device=cpu"]
+    done = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and not done.stdout, done.stdout + done.stderr
+    started = notes.read_text().splitlines()
+    names = {word for noted in started for word in noted.split() if word.startswith("name=")}
+    assert len(started) == len(names) == jobs
+    assert all(noted.startswith("-m cdiff -m ") and noted.endswith("device=cpu") for noted in started)
+    rates = {noted.split("optimizer.learning_rate=")[1].split()[0] for noted in started if "learning_rate=" in noted}
+    assert not rates or "1.50e-04,3.00e-04,6.00e-04" in rates
 
 
 def test_the_speed_script_measures_what_it_names(tmp_path, monkeypatch):

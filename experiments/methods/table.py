@@ -56,14 +56,15 @@ def picture(records: list[RunRecord], seed: int) -> Image.Image:
     """A row a concept and method, the first two images of each of four prompts, of one seed."""
     chosen = [r for r in records if r.config["seed"] == seed]
     chosen.sort(key=lambda r: (r.concept, r.config["method.name"]))
-    images, labels = [], []
+    rows, labels = [], []
     for record in chosen:
         [folder] = record.run.folder.glob("evaluation/*/images")
         pictures = read_pictures(folder)
-        for words in ASKED:
-            images += [p.file for p in pictures if any(word in p.prompt for word in words)][:2]
+        asked = [[p.file for p in pictures if any(word in p.prompt for word in words)][:2] for words in ASKED]
+        rows.append([file for files in asked for file in files])
         labels.append(f"{record.concept}, {record.config['method.name']}")
-    return grid([Image.open(file).convert("RGB") for file in images], 2 * len(ASKED), labels)
+    images = [Image.open(file).convert("RGB") for files in rows for file in files]
+    return grid(images, len(rows[0]), labels)
 
 
 def main() -> int:
