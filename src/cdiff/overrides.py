@@ -60,6 +60,7 @@ def _check(override: Override, groups: Groups, multirun: bool) -> list[str]:
     if key in groups:
         unknown = [option for option in _options(override) if option not in groups[key]]
         mistakes = [_wrong_option(key, option, groups[key]) for option in unknown]
+        mistakes += _twice(override)
     elif not key_exists(key):
         return [_wrong_key(key, groups)]
     else:
@@ -78,6 +79,13 @@ def _options(override: Override) -> list[str]:
     else:
         values = value if isinstance(value, list) else [value]
     return [item.text if isinstance(item, QuotedString) else str(item) for item in values if item is not None]
+
+
+def _twice(override: Override) -> list[str]:
+    """Hydra would take the second of a list's equal names for the first."""
+    names = _options(override) if isinstance(override._value, list) else []
+    again = sorted({name for name in names if names.count(name) > 1})
+    return [f"{override.key_or_group}=[...] names {name} twice; name each once." for name in again]
 
 
 def _wrong_option(group: str, option: str, options: Mapping[str, Any]) -> str:
