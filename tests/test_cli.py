@@ -69,6 +69,7 @@ def test_help_of_a_cold_process_is_quick():
         (["task=trian"], "task=trian is unknown; did you mean 'train'"),
         (["concept=[dog,tepot]"], "concept=tepot is unknown; did you mean 'teapot'"),
         (["concept=[dog,teapot,dog]"], "concept=[...] names dog twice; name each once."),
+        (["-m", "concept=[cat,cat],[dog]"], "concept=[...] names cat twice; name each once."),
         (["model=./sd15"], "say model=sd15 model.path=./sd15"),
         (["concept=./photos"], "say concept=folder concept.images=./photos"),
         (["prompt=a <new1> dog"], "quote it twice, \"prompt='a <new1> dog'\""),

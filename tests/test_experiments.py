@@ -218,7 +218,7 @@ def test_a_second_pass_goes_on_from_a_base_as_it_ships(tmp_path):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "jobs"), [("recipes/search.sh", 10), ("methods/run.sh", 5), ("claim/run.sh", 6)])
+@pytest.mark.parametrize(("name", "jobs"), [("recipes/search.sh", 10), ("methods/run.sh", 15), ("claim/run.sh", 6)])
 def test_a_study_starts_a_process_for_each_of_its_parts(tmp_path, name, jobs):
     python, notes = tmp_path / "bin" / "python3", tmp_path / "notes"
     python.parent.mkdir()

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# experiment=methods with a process a method, spread over the GPUs there are; without one, PARALLEL=1 takes them in turn.
+# experiment=methods with a process a method and concept, spread over the GPUs there are; without one, PARALLEL=1 takes
+# them in turn.
 #
 #   experiments/methods/run.sh [SETTING ...]         # 5 methods x 3 concepts x 3 seeds = 45 jobs; sent again, it goes on
+#   METHODS="lora dreambooth" experiments/methods/run.sh
 #   python experiments/methods/table.py outputs/sweeps --out experiments/methods/results
 #
 # The same in one process: python -m cdiff -m experiment=methods name=methods
@@ -10,10 +12,16 @@ mkdir -p outputs/sweeps
 gpus=$(nvidia-smi -L 2>/dev/null | wc -l)
 count=0
 
-for method in class_diffusion custom_diffusion textual_inversion dreambooth lora; do
-    [ "$gpus" -eq 0 ] || export CUDA_VISIBLE_DEVICES=$((count++ % gpus))
-    python3 -m cdiff -m experiment=methods method="$method" name="methods_$method" logger=none "$@" \
-        >"outputs/sweeps/methods_$method.txt" 2>&1 || echo "$method: see outputs/sweeps/methods_$method.txt" &
-    [ "${PARALLEL:-5}" -gt 1 ] || wait
+compare() { # METHOD CONCEPT [SETTING ...]
+    python3 -m cdiff -m experiment=methods method="$1" concept="$2" name="methods_$1_$2" logger=none "${@:3}" \
+        >"outputs/sweeps/methods_$1_$2.txt" 2>&1 || echo "$1, $2: see outputs/sweeps/methods_$1_$2.txt"
+}
+
+for method in ${METHODS:-class_diffusion custom_diffusion textual_inversion dreambooth lora}; do
+    for concept in dog cat teapot; do
+        [ "$gpus" -eq 0 ] || export CUDA_VISIBLE_DEVICES=$((count++ % gpus))
+        compare "$method" "$concept" "$@" &
+        [ "${PARALLEL:-15}" -gt 1 ] || wait
+    done
 done
 wait

@@ -69,7 +69,7 @@ def picture(records: list[RunRecord], seed: int) -> Image.Image:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sweeps", type=Path, help="the folder that holds methods_METHOD/, or methods/")
+    parser.add_argument("sweeps", type=Path, help="the folder that holds methods_METHOD_CONCEPT/, or methods/")
     parser.add_argument("--out", type=Path, required=True, help="gets methods.md, jobs.csv and grid.jpg")
     given = parser.parse_args()
     jobs, records = read_jobs(given.sweeps)

@@ -72,19 +72,20 @@ def _check(override: Override, groups: Groups, multirun: bool) -> list[str]:
 
 def _options(override: Override) -> list[str]:
     """The names that a group's override chooses: one, a list, or those of a sweep; `null` chooses none."""
+    return [name for names in _choices(override) for name in names]
+
+
+def _choices(override: Override) -> list[list[str]]:
+    """The same, a list for each value of a sweep."""
     value = override._value
-    if isinstance(value, Sweep):
-        choices = getattr(value, "list", None) or []
-        values = [item for choice in choices for item in (choice if isinstance(choice, list) else [choice])]
-    else:
-        values = value if isinstance(value, list) else [value]
-    return [item.text if isinstance(item, QuotedString) else str(item) for item in values if item is not None]
+    values = (getattr(value, "list", None) or []) if isinstance(value, Sweep) else [value]
+    lists = [item if isinstance(item, list) else [item] for item in values]
+    return [[i.text if isinstance(i, QuotedString) else str(i) for i in items if i is not None] for items in lists]
 
 
 def _twice(override: Override) -> list[str]:
     """Hydra would take the second of a list's equal names for the first."""
-    names = _options(override) if isinstance(override._value, list) else []
-    again = sorted({name for name in names if names.count(name) > 1})
+    again = sorted({name for names in _choices(override) for name in names if names.count(name) > 1})
     return [f"{override.key_or_group}=[...] names {name} twice; name each once." for name in again]
 
 
