@@ -218,7 +218,7 @@ def test_a_second_pass_goes_on_from_a_base_as_it_ships(tmp_path):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "jobs"), [("recipes/search.sh", 10), ("methods/run.sh", 15), ("claim/run.sh", 6)])
+@pytest.mark.parametrize(("name", "jobs"), [("recipes/search.sh", 10), ("methods/run.sh", 15), ("claim/run.sh", 36)])
 def test_a_study_starts_a_process_for_each_of_its_parts(tmp_path, name, jobs):
     python, notes = tmp_path / "bin" / "python3", tmp_path / "notes"
     python.parent.mkdir()
@@ -276,11 +276,19 @@ def test_the_claim_is_judged_at_equal_likeness():
         plain={300: (0.2, 1.0), 1000: (0.3, 0.8), 3000: (0.5, 0.5)},
         spl_1={300: (0.1, 1.0), 1000: (0.2, 0.9), 3000: (0.4, 0.7)},
     )
-    found = analyse.matched(runs, resamples=200).set_index("plain, steps")
-    assert found.loc[300, "points"] == pytest.approx(-10) and found.loc[300, "its steps"] == 1000
-    assert found.loc[1000, "points"] == pytest.approx(0) and found.loc[1000, "its steps"] == 2000  # half of the way
-    assert found.loc[1000, "low"] == pytest.approx(found.loc[1000, "high"]) and found.loc[1000, "pairs"] == 4
-    assert "never as like: 0.100 to 0.400" in found.loc[3000, "note"] and not found.loc[3000, "points"] > 0
+    found = analyse.matched(runs, resamples=200)
+    at_plain, at_its = found[:3].set_index("plain's steps"), found[3:].set_index("its steps")
+    assert at_plain.loc[300, "points"] == pytest.approx(-10) and at_plain.loc[300, "its steps"] == 1000
+    assert at_plain.loc[1000, "points"] == pytest.approx(0)
+    assert at_plain.loc[1000, "its steps"] == 2000  # half of the way
+    assert at_plain.loc[1000, "low"] == pytest.approx(at_plain.loc[1000, "high"]) and at_plain.loc[1000, "pairs"] == 4
+    assert "it is never as like: 0.100 to 0.400" in found.note[2] and not found.points[2] > 0
+    assert "plain is never as like: 0.200 to 0.500" in at_its.loc[300, "note"]
+    assert at_its.loc[3000, "points"] == pytest.approx(5) and at_its.loc[3000, "plain's steps"] == 2000
+    assert set(found.arm) == {"spl_1"}
+    runs.loc[(runs.arm == "plain") & (runs.steps == 3000), "dino_i"] = 0.25  # likeness that falls again
+    control = analyse.matched(runs, resamples=200).set_index("arm").loc["plain, stopped earlier"]
+    assert control["its steps"] == 650 and control["points"] == pytest.approx(40)
     same = analyse.at_equal_steps(runs, resamples=200).set_index("steps")
     assert same.loc[1000, "points"] == pytest.approx(10) and same.loc[1000, "likeness"] == pytest.approx(-0.1)
 
@@ -300,14 +308,19 @@ def test_the_claim_is_read_from_the_sweep(sd15_folder, tmp_path, monkeypatch, ca
     small = [*stand_in(sd15_folder, draw_pictures(tmp_path / "pictures")), "model=sd15", "concept=dog", "seed=1"]
     small += ["evaluate.objective=dino_i"]
     assert main(["-m", "experiment=claim", "name=claim", "arm=plain,spl_10", "train.steps=1", *small]) == 0
-    runs = analyse.read_runs([Path("outputs/sweeps/claim")])
+    runs = analyse.runs_of(analyse.read_images([Path("outputs/sweeps/claim")]))
     assert list(runs.arm) == ["plain", "spl 10"] and list(runs.steps) == [1, 1] and list(runs.concept) == ["dog"] * 2
     scored = json.loads(next(Path("outputs/sweeps/claim").glob("0*/evaluation/*/metrics.json")).read_text())["overall"]
-    assert runs.composition[0] == scored["attr_scene"]["mean"] and runs.dino_i[0] == scored["dino_i"]["mean"]
+    assert runs.composition[0] == pytest.approx(scored["attr_scene"]["mean"], abs=1e-6)
+    assert runs.dino_i[0] == pytest.approx(scored["dino_i"]["mean"], abs=1e-6)
     monkeypatch.setattr(sys, "argv", ["analyse.py", "outputs/sweeps/claim", "--out", "results"])
     assert analyse.main() == 0
     assert "at equal steps" in Path("results/claim.md").read_text(encoding="utf-8")
     assert len(Path("results/runs.csv").read_text(encoding="utf-8").splitlines()) == 3
+    assert Path("results/claim.png").stat().st_size and "before" in Path("results/drift.csv").read_text()
+    monkeypatch.setattr(sys, "argv", ["analyse.py", "results/rows.parquet", "--out", "again"])
+    assert analyse.main() == 0
+    assert Path("again/runs.csv").read_text() == Path("results/runs.csv").read_text()
     folders = [str(run.folder) for run in job_runs(Path("outputs/sweeps/claim"))[0]]
     monkeypatch.setattr(sys, "argv", ["picture.py", "sheet.png", *folders, "--words", "snow"])
     picture = script("claim/picture.py")
