@@ -12,6 +12,7 @@ from cdiff.__main__ import set_environment
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels of a GPU, computed on the CPU; read when triton is imported
 set_environment()  # the tests' own process is no less than the command's
 if "PYTEST_XDIST_WORKER" in os.environ:  # processes side by side with threads each slow one another several times
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -253,3 +253,22 @@ def test_no_gpu_is_said(monkeypatch):
 
 def test_scheduler_is_the_published_one(sd15_folder):
     assert json.loads((sd15_folder / "scheduler" / "scheduler_config.json").read_text()) == SCHEDULER
+
+
+def test_layers_are_fused_by_the_setting(sd15_folder):
+    """On a CPU not by itself; where it is asked for, in Triton's interpreter, UNet and VAE take the fused classes and
+    give the same."""
+    pytest.importorskip("triton", reason="the kernels are Triton's")
+
+    def loaded(fused):
+        base = load_base(ModelConfig(path=str(sd15_folder), fused=fused), torch.float32, "cpu")
+        return base, [{type(layer).__name__ for layer in model.modules()} for model in (base.unet, base.vae)]
+
+    plain, kinds = loaded(None)
+    assert not any(name.startswith("Fused") for names in kinds for name in names)
+    fused, kinds = loaded(True)
+    assert all("FusedResnetBlock2D" in names and "ResnetBlock2D" not in names for names in kinds)
+    latents, text = torch.randn(1, 4, 8, 8), torch.randn(1, 4, plain.unet.config.cross_attention_dim)
+    with torch.no_grad():
+        one, other = (base.unet(latents, 5, text).sample for base in (plain, fused))
+    assert torch.allclose(one, other, atol=1e-4) and one.std() > 0

@@ -59,6 +59,7 @@ def main() -> int:
     parser.add_argument("--execution", default="auto")
     parser.add_argument("--memory", default="normal")
     parser.add_argument("--channels-last", choices=("auto", "on", "off"), default="auto")
+    parser.add_argument("--fused", choices=("auto", "off"), default="auto")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--benchmark", action="store_true", help="cuDNN measures its kernels and takes the fastest")
     options = parser.parse_args()
@@ -71,9 +72,11 @@ def main() -> int:
     return 0
 
 
-def load(options: argparse.Namespace, device: torch.device, precision: str):
-    layout = {"auto": None, "on": True, "off": False}[options.channels_last]
-    conf = ModelConfig("sd15", str(options.model), resolution=options.resolution, channels_last=layout)
+def load(options: argparse.Namespace, device: torch.device, precision: str, *, stock: bool = False):
+    """stock: layers and layout as diffusers has them, for what cdiff is compared with."""
+    conf = ModelConfig("sd15", str(options.model), resolution=options.resolution)
+    conf.channels_last = False if stock else {"auto": None, "on": True, "off": False}[options.channels_last]
+    conf.fused = False if stock or options.fused == "off" else None
     return load_base(conf, DTYPES[precision], device)
 
 
@@ -111,7 +114,7 @@ def start_counting(device: torch.device) -> None:
 
 def release(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """The recipe as released."""
-    base = load(options, device, options.precision)
+    base = load(options, device, options.precision, stock=True)
     recipe = Release(base, options.precision, options.batch, options.resolution)
     losses = [recipe.step()]
     wait(device)
@@ -228,6 +231,38 @@ def training_setup(options: argparse.Namespace, base, device: torch.device) -> t
     }, per_view
 
 
+def equal(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """50 steps from the same seed, by the fast path and without parts of it: how far losses and weights come apart, and
+    how far bf16 by itself takes them from fp32."""
+    bf16 = options.precision
+    ways = {"plain": ("eager", "off", bf16), "fast": ("auto", "auto", bf16), "fused": ("eager", "auto", bf16),
+            "graph": ("auto", "off", bf16), "fp32": ("eager", "off", "fp32")}  # fmt: skip
+    found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for name, (execution, fused, precision) in ways.items():
+        own = argparse.Namespace(**vars(options) | {"execution": execution, "fused": fused, "precision": precision})
+        torch.manual_seed(0)
+        training, _ = training_setup(own, load(own, device, precision), device)
+        training["conf"].train.steps, training["conf"].train.log_every = 50, 1
+        before = [weight.detach().cpu().clone() for weight in training["trainables"].trainable_parameters()]
+        tracker = Silent()
+        train(tracker=tracker, **training)
+        after = [weight.detach().cpu() for weight in training["trainables"].trainable_parameters()]
+        moved = torch.cat([(b - a).flatten() for a, b in zip(before, after, strict=True)])
+        found[name] = torch.tensor(tracker.losses, dtype=torch.float64), moved.double()
+        del training
+        gc.collect()
+    losses, moved = found["plain"]
+    return {
+        name: {
+            "loss_mean_difference": (own - losses).abs().mean().item() / losses.mean().item(),
+            "loss_most_different": ((own - losses).abs() / losses).max().item(),
+            "movement_difference": ((way - moved).norm() / moved.norm()).item(),
+        }
+        for name, (own, way) in found.items()
+        if name != "plain"
+    } | {"steps": len(losses), "loss_mean": losses.mean().item()}
+
+
 def noise_picture(side: int, seed: int):
     import numpy as np
     from PIL import Image
@@ -274,7 +309,7 @@ def draw(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """cdiff's sampling: PROMPTS in equal shares; then the same images written as PNG."""
     base = load(options, device, options.precision)
     best: dict[str, Any] = {}
-    for at_once in (8, 16) if options.images >= 16 else (2,):
+    for at_once in (16, 32) if options.images >= 32 else (2,):
         sampler = SamplerConfig(steps=options.sampler_steps, batch_size=at_once, execution=options.execution)
         requests = make_requests(PROMPTS, max(1, options.images // len(PROMPTS)), 0)
         sample(base, requests[:at_once], sampler, resolution=options.resolution)
@@ -298,7 +333,7 @@ def draw(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 
 def stock(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """diffusers' own pipeline around the same parts with the same sampler, at its best batch size."""
-    base = load(options, device, options.precision)
+    base = load(options, device, options.precision, stock=True)
     pipe = make_pipeline(base, SamplerConfig(steps=options.sampler_steps))
     requests = make_requests(PROMPTS, max(1, options.images // len(PROMPTS)), 0)
     prompts = [request.prompt for request in requests]
@@ -329,7 +364,7 @@ def stock(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     return found | memory(device) | {"seconds_per_image_of_6_steps": {k: round(v, 4) for k, v in tried.items()}}
 
 
-ARMS = {"peak": peak, "release": release, "cdiff": cdiff, "profile": profile, "draw": draw, "stock": stock}
+ARMS = {"peak": peak, "release": release, "cdiff": cdiff, "profile": profile, "equal": equal, "draw": draw, "stock": stock}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -22,6 +22,7 @@ from cdiff.concepts import Concept
 from cdiff.data.latents import TrainingViews
 from cdiff.errors import UserError
 from cdiff.execution import choose, compiled, graph_recorder
+from cdiff.fused.modules import unfuse
 from cdiff.keeping import Keeping
 from cdiff.losses import phrases, prior_loss, reconstruction_loss, semantic_preservation_loss
 from cdiff.methods import Trainables
@@ -238,6 +239,7 @@ def make_step(
     if execution == "eager":
         return EagerStep(conf, accelerator, accelerator.prepare_model(module), state, batches)
     if execution == "compile":
+        unfuse(module.unet)
         module.predict = compiled(module.unet.forward, "The UNet")
     stream = torch.cuda.Stream(accelerator.device)
     autocast = None

@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from cdiff import shared
 from cdiff.base_files import find_base, first_line, root_line
 from cdiff.errors import UserError
+from cdiff.fused.modules import fuse
 from cdiff.schema import ModelConfig
 from cdiff.weights import place, read_ahead, stored_dtype
 
@@ -160,9 +161,12 @@ def load_base(conf: ModelConfig, dtype: torch.dtype, device: torch.device | str)
     else:
         base = _read_base(conf, folder, dtype, device)
     half = device.type == "cuda" and dtype != torch.float32
-    if half if conf.channels_last is None else conf.channels_last:
+    channels_last = half if conf.channels_last is None else conf.channels_last
+    if channels_last:
         for model in (base.unet, base.vae):
             model.to(memory_format=torch.channels_last)
+    if (half and channels_last) if conf.fused is None else conf.fused:
+        fuse(base.unet, base.vae)
     return base
 
 

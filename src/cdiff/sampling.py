@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 from cdiff import processes
 from cdiff.errors import UserError
 from cdiff.execution import Graphed, choose, compiled, graph_recorder
+from cdiff.fused.modules import unfuse
 from cdiff.models import Base
 from cdiff.schema import SamplerConfig
 from cdiff.tokens import PromptEncoder
@@ -289,6 +290,7 @@ def inference(base: Base, execution: str = "eager") -> Iterator[None]:
     training = unet.training
     unet.eval()
     if execution == "compile":
+        unfuse(unet)
         unet.forward = compiled(unet.forward, "The UNet")
     if execution in ("graph", "compile") and len(weights) == 1:
         recorder = graph_recorder(torch.cuda.Stream(unet.device))

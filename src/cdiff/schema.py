@@ -42,6 +42,7 @@ class ModelConfig:
     world: str = "pocket"  # which of a concept's sources this model sees: pocket | photo
     resolution: int = 128
     channels_last: bool | None = None  # weights of UNet and VAE in that layout; null: on a GPU in half precision
+    fused: bool | None = None  # kernels of our own between their convolutions (Triton); null: where they are channels_last
 
 
 @dataclass
@@ -91,7 +92,7 @@ class AugmentConfig:
     zoom_min: float = 1.2
     zoom_max: float = 1.4
     background: float = 0.0  # weight of the loss outside a picture's mask, where it has one
-    views: int | None = None  # different augmented views encoded ahead; null: one for each training sample
+    views: int | None = 256  # different augmented views encoded ahead; null: one for each training sample
 
 
 @dataclass

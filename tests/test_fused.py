@@ -1,0 +1,259 @@
+"""The fused kernels against torch's layers: on a CPU, in Triton's interpreter, which computes what the GPU would."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, Transformer2DModel, UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
+from torch.nn import functional as F
+
+pytest.importorskip("triton", reason="the kernels are Triton's")
+
+from cdiff.fused import kernels, modules  # noqa: E402
+
+KV = ("attn2.to_k.weight", "attn2.to_v.weight")
+RESNET = ["norm1", "conv1", "time_emb_proj", "norm2", "conv2", "conv_shortcut"]
+TRANSFORMER = ["norm", "proj_in", "proj_out"]
+# rows of a tile that are not there, and are not stored: after a norm of a constant they are far below zero
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)  # for each test, so that one alone sees the numbers it sees among the others
+
+
+def relative(one: torch.Tensor, other: torch.Tensor) -> float:
+    return ((one.double() - other.double()).norm() / other.double().norm()).item()
+
+
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize(
+    ("images", "rows", "channels", "groups"), [(2, 25, 96, 32), (2, 289, 130, 2), (1, 64 * 64 + 1, 8, 4)]
+)
+def test_group_norm(images, rows, channels, groups, shifted, silu):
+    """Channels that fill no tile, rows that fill no chunk, more rows than one tile a chunk."""
+    x = (3 + torch.randn(images, rows, channels)).requires_grad_()
+    shift = torch.randn(images, channels) if shifted else None
+    weight, bias, grad = torch.randn(channels), torch.randn(channels), torch.randn(images, rows, channels)
+    found = kernels.group_norm(x, shift, weight, bias, groups, 1e-5, silu)
+    found.backward(grad)
+    exact = x.detach().double().requires_grad_()
+    moved = exact if shift is None else exact + shift.double()[:, None]
+    wanted = F.group_norm(moved.transpose(1, 2), groups, weight.double(), bias.double(), 1e-5).transpose(1, 2)
+    wanted = F.silu(wanted) if silu else wanted
+    wanted.backward(grad.double())
+    assert relative(found.detach(), wanted.detach()) < 2e-6
+    assert relative(x.grad, exact.grad) < 4e-6
+
+
+def test_group_norm_rounds_once():
+    """To one of the two neighbours: a GPU takes the nearer one, Triton's interpreter cuts the bits off."""
+    x = torch.randn(1, 36, 64).bfloat16()
+    weight, bias = torch.randn(64).bfloat16(), torch.randn(64).bfloat16()
+    found = kernels.group_norm(x, None, weight, bias, 8, 1e-5, True)
+    exact = F.silu(F.group_norm(x.double().transpose(1, 2), 8, weight.double(), bias.double(), 1e-5)).transpose(1, 2)
+    apart = torch.exp2(exact.abs().log2().floor() - 7)  # numbers of 8 bits there
+    assert found.dtype == torch.bfloat16 and ((found - exact).abs() < 1.01 * apart).all()
+
+
+def test_geglu_and_sum():
+    both = torch.randn(3, 7, 2 * 40, requires_grad=True)
+    grad = torch.randn(3, 7, 40)
+    found = kernels.geglu(both)
+    found.backward(grad)
+    exact = both.detach().double().requires_grad_()
+    value, gate = exact.chunk(2, dim=-1)
+    (value * F.gelu(gate)).backward(grad.double())
+    assert relative(found.detach(), (value * F.gelu(gate)).detach()) < 1e-6
+    assert relative(both.grad, exact.grad) < 1e-6
+    x, y, bias = torch.randn(2, 9, 40, requires_grad=True), torch.randn(2, 9, 40, requires_grad=True), torch.randn(40)
+    total = kernels.add_biased(x, y, bias)
+    total.backward(torch.full_like(total, 2.0))
+    assert torch.equal(total.detach(), (x + y + bias).detach()) and (x.grad == 2).all() and (y.grad == 2).all()
+
+
+def scattered(model: nn.Module) -> nn.Module:
+    """Norms as trained ones are, not all of weight 1 and bias 0; frozen."""
+    for layer in model.modules():
+        if isinstance(layer, nn.GroupNorm):
+            layer.weight.data.uniform_(0.5, 1.5)
+            layer.bias.data.normal_(std=0.2)
+    return model.requires_grad_(False).eval()
+
+
+def tiny_unet(linear: bool) -> UNet2DConditionModel:
+    unet = UNet2DConditionModel(
+        block_out_channels=(32, 64), down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), norm_num_groups=2,
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), layers_per_block=1, cross_attention_dim=16,
+        attention_head_dim=4, use_linear_projection=linear,
+    )  # fmt: skip
+    return scattered(unet).to(memory_format=torch.channels_last)
+
+
+def call(unet: UNet2DConditionModel, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    noisy, text = torch.randn(2, 4, 6, 4, generator=generator), torch.randn(2, 5, 16, generator=generator)
+    return unet(noisy.to(memory_format=torch.channels_last), torch.tensor([3, 700]), text, return_dict=False)[0]
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_a_fused_unet_is_the_same_function(linear, monkeypatch):
+    """Output and gradients of keys and values, as 1.x and XL are built; and every kind of layer is reached."""
+    stock = tiny_unet(linear)
+    fused = copy.deepcopy(stock)
+    assert modules.fuse(fused) and {type(layer) for layer in fused.modules()} > set(modules.FUSED.values())
+    calls = {"group_norm": 0, "geglu": 0, "add_biased": 0}
+    for name in calls:
+        real = getattr(kernels, name)
+
+        def counted(*inputs, name=name, real=real):
+            calls[name] += 1
+            return real(*inputs)
+
+        monkeypatch.setattr(kernels, name, counted)
+    outputs = []
+    for unet in (stock, fused):
+        for name, parameter in unet.named_parameters():
+            parameter.requires_grad_(name.endswith(KV))
+        outputs.append(call(unet))
+        outputs[-1].square().sum().backward()
+    assert relative(outputs[1].detach(), outputs[0].detach()) < 1e-5
+    for name, parameter in stock.named_parameters():
+        if name.endswith(KV):
+            assert relative(dict(fused.named_parameters())[name].grad, parameter.grad) < 1e-4
+    resnets = sum(type(layer) is modules.FusedResnetBlock2D for layer in fused.modules())
+    transformers = sum(type(layer) is modules.FusedTransformer2DModel for layer in fused.modules())
+    assert calls == {"group_norm": 2 * resnets + transformers + 1, "geglu": transformers,
+                     "add_biased": resnets + transformers}  # fmt: skip
+    assert list(fused.state_dict()) == list(stock.state_dict())
+
+
+def test_a_fused_vae_is_the_same_function():
+    vae = AutoencoderKL(
+        block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    vae = scattered(vae)
+    fused = copy.deepcopy(vae).to(memory_format=torch.channels_last)
+    assert modules.fuse(fused)
+    with torch.no_grad():
+        pixels, latents = torch.randn(1, 3, 16, 12), torch.randn(1, 4, 8, 6)
+        assert relative(fused.encode(pixels).latent_dist.mean, vae.encode(pixels).latent_dist.mean) < 1e-5
+        assert relative(fused.decode(latents).sample, vae.decode(latents).sample) < 1e-5
+
+
+def tiny_resnet() -> ResnetBlock2D:
+    return scattered(ResnetBlock2D(in_channels=16, out_channels=24, temb_channels=12, groups=2))
+
+
+def tiny_transformer(linear: bool) -> Transformer2DModel:
+    transformer = Transformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=16, norm_num_groups=2, cross_attention_dim=12,
+        activation_fn="geglu", use_linear_projection=linear,
+    )  # fmt: skip
+    return scattered(transformer)
+
+
+def inputs_of(block: nn.Module) -> list[torch.Tensor]:
+    """Of a resnet: picture and time embedding; of a transformer: picture and text. The picture takes a gradient.
+
+    torch's own group norm needs that on a CPU: with weights that train, an input that does not and lies channels_last,
+    its backward writes the input's gradient to address 0 (torch 2.13, fewer than 2048 pixels).
+    """
+    generator = torch.Generator().manual_seed(1)
+    picture = torch.randn(2, 16, 5, 3, generator=generator).to(memory_format=torch.channels_last).requires_grad_()
+    other = (2, 12) if isinstance(block, ResnetBlock2D) else (2, 3, 12)
+    return [picture, torch.randn(other, generator=generator)]
+
+
+def through(block: nn.Module, picture: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    if isinstance(block, ResnetBlock2D):
+        return block(picture, other)
+    return block(picture, encoder_hidden_states=other, return_dict=False)[0]
+
+
+BLOCKS = {"resnet": tiny_resnet, "pointwise": lambda: tiny_transformer(False), "linear": lambda: tiny_transformer(True)}
+LAYERS = [("resnet", layer) for layer in RESNET] + [
+    (kind, layer) for kind in ("pointwise", "linear") for layer in TRANSFORMER
+]
+
+
+@pytest.mark.parametrize(("kind", "layer"), [*LAYERS, ("resnet", "its time embedding"), ("pointwise", "ff")])
+def test_weights_that_train_take_torchs_kernels(kind, layer):
+    """Whatever of a block trains, alone or what stands before it: each gradient is torch's."""
+    stock = BLOCKS[kind]()
+    fused = copy.deepcopy(stock)
+    assert modules.fuse(fused)
+    grads = []
+    for block in (stock, fused):
+        picture, other = inputs_of(block)
+        trained = {name: parameter for name, parameter in block.named_parameters() if layer in name.split(".")}
+        if layer == "its time embedding":
+            trained = {layer: other}
+        for tensor in trained.values():
+            tensor.requires_grad_()
+        through(block, picture, other).square().sum().backward()
+        grads.append({name: tensor.grad for name, tensor in (trained | {"picture": picture}).items()})
+    assert len(grads[0]) > 1
+    for name, grad in grads[0].items():
+        assert grads[1][name] is not None, f"{name} gets no gradient"
+        assert relative(grads[1][name], grad) < 1e-4, name
+
+
+def test_a_whole_unet_that_trains():
+    """DreamBooth: norms and convolutions too."""
+    stock = tiny_unet(linear=False)
+    fused = copy.deepcopy(stock)
+    assert modules.fuse(fused)
+    for unet in (stock, fused):
+        call(unet.requires_grad_(True)).square().sum().backward()
+    for (name, parameter), own in zip(stock.named_parameters(), fused.parameters(), strict=True):
+        assert own.grad is not None, f"{name} gets no gradient"
+        assert relative(own.grad, parameter.grad) < 1e-4, name
+
+
+@pytest.mark.parametrize(("kind", "layer"), [case for case in LAYERS if "norm" not in case[1]])
+def test_a_layer_that_peft_wrapped_is_still_called(kind, layer):
+    """PEFT puts its layer in the place of one: what that adds must be in the result, frozen though it is."""
+    peft = pytest.importorskip("peft")
+    stock = BLOCKS[kind]()
+    with torch.no_grad():
+        inputs = inputs_of(stock)
+        before = through(stock, *inputs)
+        config = peft.LoraConfig(r=4, target_modules=[layer], init_lora_weights=False)
+        peft.inject_adapter_in_model(config, stock).requires_grad_(False)
+        fused = copy.deepcopy(stock)
+        assert modules.fuse(fused)
+        wanted = through(stock, *inputs)
+        assert relative(wanted, before) > 1e-2
+        assert relative(through(fused, *inputs), wanted) < 1e-5
+
+
+def test_stock_layers_again():
+    unet = tiny_unet(linear=False)
+    kinds = [type(layer) for layer in unet.modules()]
+    modules.fuse(unet)
+    modules.unfuse(unet)
+    assert [type(layer) for layer in unet.modules()] == kinds
+
+
+def test_a_machine_without_triton_goes_on(monkeypatch, caplog):
+    def fails(*_):
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nmore")
+
+    monkeypatch.setattr(kernels, "group_norm", fails)
+    unet = tiny_unet(linear=False)
+    with caplog.at_level(logging.WARNING, logger="cdiff"):
+        assert not modules.fuse(unet)
+    assert caplog.messages == [
+        "Fused kernels can't be used here (Failed to find C compiler. Please specify via CC environment variable): "
+        "everything works without, only slower."
+    ]
+    assert call(unet).isfinite().all()
