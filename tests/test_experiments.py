@@ -107,6 +107,30 @@ def test_where_the_forgetting_sits_is_asked_of_weights_and_words_apart(sd15_fold
     assert table[0] == "run,keys and values,prompt,attr_class" and table[4] == "one,run,new word,1.0"
 
 
+def test_ways_of_drawing_a_clip(monkeypatch, capsys):
+    """Each way is drawn as it says and judged by what the model card is."""
+    steady, drawn = script("video/steady.py"), []
+
+    def score(folder, device, draw, count):
+        [frames] = draw(["a dog running on the beach"])
+        drawn.append(np.stack([np.asarray(frame) for frame in frames]))
+        keys = ("as_asked", "all_stay", "class_stays", "color_stays", "scene_stays", "right")
+        moving = {f"moving_{key}": 10.0 * len(drawn) + count for key in keys}
+        return moving | {"still_as_asked": 0.0, "still_all_stay": 0.0}
+
+    monkeypatch.setattr(steady, "score_motion", score)
+    ways = {name: (guidance, 1, told) for name, (guidance, _, told) in steady.WAYS.items()}
+    monkeypatch.setattr(steady, "WAYS", ways)
+    line = ["steady.py", "--device", "cpu", "--clips", "3", "--ways", "plain", "guidance_3", "free_init_2"]
+    monkeypatch.setattr(sys, "argv", line)
+    steady.main()
+    plain, guided, refined = drawn
+    assert plain.shape[0] == 16
+    assert not np.array_equal(plain, guided) and not np.array_equal(plain, refined)
+    rows = [row for row in capsys.readouterr().out.splitlines() if row.startswith(("| plain", "| free"))]
+    assert rows[0].startswith("| plain | 13 | 13 |") and rows[1].startswith("| free_init_2 | 33 |")
+
+
 def test_an_experiment_runs_alone_once_its_values_are_chosen(capsys):
     values = ["concept=dog", "loss.spl_weight=0.1"]
     assert main(["experiment=spl_sweep", *values, "dry_run=true"]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 
 import pytest
 import torch
@@ -244,7 +245,7 @@ def test_stock_layers_again():
     assert [type(layer) for layer in unet.modules()] == kinds
 
 
-def test_a_machine_without_triton_goes_on(monkeypatch, caplog):
+def test_a_machine_where_triton_fails_goes_on(monkeypatch, caplog):
     def fails(*_):
         raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nmore")
 
@@ -257,3 +258,14 @@ def test_a_machine_without_triton_goes_on(monkeypatch, caplog):
         "everything works without, only slower."
     ]
     assert call(unet).isfinite().all()
+
+
+def test_a_machine_that_has_no_triton_goes_on_without_a_warning(monkeypatch, caplog):
+    """torch brings Triton on Linux alone: elsewhere there is nothing to mend."""
+    monkeypatch.setitem(sys.modules, "cdiff.fused.kernels", None)  # importing it raises ModuleNotFoundError
+    monkeypatch.delattr("cdiff.fused.kernels")
+    unet = tiny_unet(linear=False)
+    with caplog.at_level(logging.INFO, logger="cdiff"):
+        assert not modules.fuse(unet)
+    assert [record.levelname for record in caplog.records] == ["INFO"] and "no Triton here" in caplog.text
+    assert not any(type(layer) in modules.FUSED.values() for layer in unet.modules())
