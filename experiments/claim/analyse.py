@@ -67,7 +67,7 @@ def read_images(sweeps: list[Path]) -> pd.DataFrame:
             table = pd.read_parquet(files[-1])
             tables.append(table[["text", "index", *(name for name in SCORES if name in table)]].assign(**names))
     images = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*RUN, "text", "index"])
-    images = images.reindex(columns=[*RUN, "text", "index", *SCORES])
+    images = images.reindex(columns=[*RUN, "text", "index", *SCORES]).astype(dict.fromkeys(SCORES, float))
     return images.astype({"arm": "category", "concept": "category", "text": "category"})
 
 

@@ -18,6 +18,7 @@ part() { # [SETTING ...] ARM CONCEPT
         "${@:1:$#-2}" >"outputs/sweeps/claim_${arm}_$concept.txt" 2>&1 ||
         echo "$arm, $concept: see outputs/sweeps/claim_${arm}_$concept.txt"
 }
+[ ${#gpus[@]} -gt 0 ] || export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # processes that share cores with threads wait
 export -f part
 export DEVICES="${gpus[*]}"
 
