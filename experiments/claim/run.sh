@@ -5,7 +5,7 @@
 #   experiments/claim/run.sh [SETTING ...]      # 6 arms x 6 concepts x 5 seeds x 3 step counts = 540 jobs
 #   CONCEPTS="dog rabbit" experiments/claim/run.sh seed=1,2 train.steps=1000
 #
-# Sent again, it goes on with what is not done. GPUS="0 1": only these. Ends in experiments/claim/results/claim.md.
+# Sent again, it goes on with what is not done. GPUS="0 1": only these. Ends in outputs/claim/claim.md.
 set -u
 mkdir -p outputs/sweeps
 read -ra gpus <<<"${GPUS-$(nvidia-smi -L 2>/dev/null | sed -n 's/^GPU \([0-9]*\):.*/\1/p' | tr '\n' ' ')}"
@@ -25,4 +25,4 @@ export DEVICES="${gpus[*]}"
 for arm in ${ARMS:-plain spl_10 spl_1 spl_01 prior adjust}; do
     for concept in ${CONCEPTS:-dog cat rabbit teapot backpack car}; do echo "$arm $concept"; done
 done | xargs -L 1 -P "${PARALLEL:-$((${#gpus[@]} ? 2 * ${#gpus[@]} : 2))}" --process-slot-var=SLOT bash -c 'part "$@"' part "$@"
-python3 experiments/claim/analyse.py outputs/sweeps/claim_* --out experiments/claim/results
+python3 experiments/claim/analyse.py outputs/sweeps/claim_* --out outputs/claim
