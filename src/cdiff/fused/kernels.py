@@ -9,6 +9,8 @@ Only the inputs get gradients, not the norms' own weights: what trains them take
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import triton
 import triton.language as tl
@@ -272,17 +274,25 @@ def group_norm(
     x: (images, rows, channels), contiguous; shift: (images, channels), contiguous, added to every row, or None; weight,
     bias: (channels,). Gives x's shape and dtype; gradients reach x alone.
     """
-    return _GroupNorm.apply(x, shift, weight, bias, groups, epsilon, silu)
+    with _device_of(x):
+        return _GroupNorm.apply(x, shift, weight, bias, groups, epsilon, silu)
 
 
 def geglu(both: Tensor) -> Tensor:
     """value * gelu(gate) (arXiv 2002.05202) of the halves of the last dimension: (..., 2 D), contiguous -> (..., D)."""
-    return _Geglu.apply(both)
+    with _device_of(both):
+        return _Geglu.apply(both)
 
 
 def add_biased(x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
     """x + y + bias, rounded once. x, y: (images, rows, channels), contiguous; bias (channels,) gets no gradient."""
-    return _AddBiased.apply(x, y, bias)
+    with _device_of(x):
+        return _AddBiased.apply(x, y, bias)
+
+
+def _device_of(x: Tensor) -> AbstractContextManager:
+    """Triton launches on the current GPU, which device=cuda:1 need not be. Autograd sees to the backward pass."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def _grid(x: Tensor) -> tuple[tuple[int, int, int], int]:
