@@ -269,3 +269,15 @@ def test_a_machine_that_has_no_triton_goes_on_without_a_warning(monkeypatch, cap
         assert not modules.fuse(unet)
     assert [record.levelname for record in caplog.records] == ["INFO"] and "no Triton here" in caplog.text
     assert not any(type(layer) in modules.FUSED.values() for layer in unet.modules())
+
+
+@pytest.mark.parametrize("kernel", ["group_norm", "geglu", "add_biased"])
+def test_kernels_that_compute_something_else_are_not_used(kernel, monkeypatch, caplog):
+    """A compiler that miscompiles, on a machine nobody has seen: forward, or in the gradient alone."""
+    real = getattr(kernels, kernel)
+    for wrong in (lambda y: y * 1.01, lambda y: y.detach() + 0 * y):
+        monkeypatch.setattr(kernels, kernel, lambda *inputs, wrong=wrong: wrong(real(*inputs)))
+        unet = tiny_unet(linear=False)
+        assert not modules.fuse(unet) and "something else than torch" in caplog.text
+        assert not any(type(layer) in modules.FUSED.values() for layer in unet.modules())
+        caplog.clear()

@@ -103,25 +103,11 @@ def _normalize(
 
 
 @triton.jit
-def _standard(x_ptr, place, inside, shift, mean, rstd):
-    x = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
-    return (x + shift - mean) * rstd
-
-
-@triton.jit
-def _slope(grad_ptr, place, inside, standard, weight, bias, silu: tl.constexpr):
-    """The gradient at the standardized input."""
-    slope = tl.load(grad_ptr + place, mask=inside, other=0.0).to(tl.float32) * weight
-    if silu:
-        slope *= _silu_slope(standard * weight + bias)
-    return slope
-
-
-@triton.jit
 def _backward(
     grad_ptr, x_ptr, shift_ptr, weight_ptr, bias_ptr, stats_ptr, sums_ptr, means_ptr, out_ptr,
     size, channels, groups, per_group,
-    summing: tl.constexpr, shifted: tl.constexpr, silu: tl.constexpr, tiles: tl.constexpr, block: tl.constexpr, rows: tl.constexpr,
+    summing: tl.constexpr, shifted: tl.constexpr, silu: tl.constexpr,
+    tiles: tl.constexpr, block: tl.constexpr, rows: tl.constexpr,
 ):  # fmt: skip
     """summing: the slopes' sum and their sum times the standardized input -> sums (as _sums). Else the input's
     gradient, from their means over each group."""
@@ -136,30 +122,28 @@ def _backward(
         tl.load(shift_ptr + image * channels + columns, mask=there, other=0.0).to(tl.float32)[None, :]
         if shifted else 0.0
     )  # fmt: skip
-    if summing:
-        total, product = tl.zeros((block,), tl.float32), tl.zeros((block,), tl.float32)
-        for tile in range(tiles):
-            line = first + tile * rows + tl.arange(0, rows)
-            inside = (line < last)[:, None] & there[None, :]
-            place = start + line[:, None] * channels + columns[None, :]
-            standard = _standard(x_ptr, place, inside, shift, mean, rstd)
-            slope = _slope(grad_ptr, place, inside, standard, weight, bias, silu)
+    total, product = tl.zeros((block,), tl.float32), tl.zeros((block,), tl.float32)
+    along = tl.load(means_ptr + group, mask=there, other=0.0)[None, :]
+    across = tl.load(means_ptr + group + 1, mask=there, other=0.0)[None, :]
+    for tile in range(tiles):
+        line = first + tile * rows + tl.arange(0, rows)
+        inside = (line < last)[:, None] & there[None, :]
+        place = start + line[:, None] * channels + columns[None, :]
+        x = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
+        standard = (x + shift - mean) * rstd
+        slope = tl.load(grad_ptr + place, mask=inside, other=0.0).to(tl.float32) * weight
+        if silu:
+            slope *= _silu_slope(standard * weight + bias)
+        if summing:
             total += tl.sum(slope, axis=0)
             product += tl.sum(slope * standard, axis=0)
+        else:
+            gradient = rstd * (slope - along - standard * across)
+            tl.store(out_ptr + place, gradient.to(out_ptr.dtype.element_ty), mask=inside)
+    if summing:
         out = sums_ptr + ((image * tl.num_programs(1) + tl.program_id(1)) * 2) * channels + columns
         tl.store(out, total, mask=there)
         tl.store(out + channels, product, mask=there)
-    else:
-        along = tl.load(means_ptr + group, mask=there, other=0.0)[None, :]
-        across = tl.load(means_ptr + group + 1, mask=there, other=0.0)[None, :]
-        for tile in range(tiles):
-            line = first + tile * rows + tl.arange(0, rows)
-            inside = (line < last)[:, None] & there[None, :]
-            place = start + line[:, None] * channels + columns[None, :]
-            standard = _standard(x_ptr, place, inside, shift, mean, rstd)
-            slope = _slope(grad_ptr, place, inside, standard, weight, bias, silu)
-            gradient = rstd * (slope - along - standard * across)
-            tl.store(out_ptr + place, gradient.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -139,10 +139,28 @@ def unfuse(model: nn.Module) -> None:
 
 
 def _try(device: torch.device) -> None:
+    """Every kernel once, there and back, against torch's: what fails in the midst of a training is found here."""
     from cdiff.fused import kernels
 
-    x, weight = torch.ones(1, 4, 8, device=device), torch.ones(8, device=device)
-    kernels.group_norm(x, None, weight, weight, 2, 1e-5, True)
+    weight = torch.linspace(0.5, 1.5, 8, device=device)
+    x = torch.linspace(-2, 2, 32, device=device).view(1, 4, 8).sin()
+
+    def ours(x: Tensor) -> Tensor:
+        normed = kernels.group_norm(x, weight[None], weight, weight, 2, 1e-5, True)
+        return kernels.add_biased(kernels.geglu(torch.cat([normed, x], dim=-1)), x, weight)
+
+    def torchs(x: Tensor) -> Tensor:
+        normed = F.group_norm((x + weight).transpose(1, 2), 2, weight, weight, 1e-5).transpose(1, 2)
+        return F.silu(normed) * F.gelu(x) + x + weight
+
+    with torch.inference_mode(False), torch.enable_grad():
+        found = []
+        for function in (ours, torchs):
+            own = x.clone().requires_grad_()
+            result = function(own)
+            found.append(torch.cat([result.detach(), *torch.autograd.grad(result.square().sum(), own)]))
+    if not torch.allclose(*found, rtol=1e-3, atol=1e-3):
+        raise RuntimeError("they compute something else than torch")
 
 
 def _runs_on(x: Tensor) -> bool:
