@@ -7,8 +7,8 @@ Composition is the mean of scene, accessory and colour by the probe, likeness th
 both are means of a run's pictures. An arm is compared with plain training at points of equal likeness: at the step
 counts of the one, with the first point of the other's training that is as like. Likeness, averaged over concepts and
 seeds, is interpolated linearly between step counts, and so is each run's composition. Plain training that is stopped
-earlier, where it is as like, is a row of its own. Beside it the plain difference at equal steps. Differences are paired by concept and seed;
-intervals are a bootstrap over the pairs.
+earlier, where it is as like, is a row of its own. Beside it the plain difference at equal steps. Differences are
+paired by concept and seed; intervals are a bootstrap over the pairs.
 
 Writes rows.parquet (a row a picture), runs.csv (a row a run), arms.csv (means of arms and step counts), drift.csv (how
 far the word moved in text space), claim.png and claim.md. From rows.parquet it makes all but the drift again.
@@ -199,12 +199,13 @@ def main() -> int:
         drift.to_csv(given.out / "drift.csv", index=False)
         text += ["# Distance of the word in text features", drift.to_markdown(index=False, floatfmt=".3f")]
     for rate, same in runs.groupby("token_rate"):
-        scores = {name: name.removeprefix("attr_") for name in ("composition", "attr_accessory", "attr_scene", "attr_color")}
+        scores = {name: name.removeprefix("attr_") for name in ("composition", *COMPOSITION)}
         tables = {f"{word}, at equal likeness": matched(same, name) for name, word in scores.items()}
         tables |= {f"{word}, at equal steps": at_equal_steps(same, name) for name, word in scores.items()}
         for name, found in tables.items():
             title = f"# Points more than plain in {name}; the token's learning rate {rate:g} x batch"
-            text += [title, found.astype(object).where(found.notna(), "").to_markdown(index=False, floatfmt=".3g")] if len(found) else []
+            cells = found.astype(object).where(found.notna(), "")
+            text += [title, cells.to_markdown(index=False, floatfmt=".3g")] if len(found) else []
     (given.out / "claim.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
     picture(runs, given.out / "claim.png")
     print((given.out / "claim.md").read_text(encoding="utf-8"))
