@@ -5,19 +5,20 @@ from __future__ import annotations
 import copy
 import logging
 import sys
+from collections import Counter
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, Transformer2DModel, UNet2DConditionModel
+from diffusers import AutoencoderKL, Transformer2DModel
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
-from torch.nn import functional as F
 
 pytest.importorskip("triton", reason="the kernels are Triton's")
 
-from cdiff.fused import kernels, modules  # noqa: E402
+from fused_models import call, relative, scattered, tiny_unet, train_keys_and_values
 
-KV = ("attn2.to_k.weight", "attn2.to_v.weight")
+from cdiff.fused import attention, blocks, fusing, kernels, modules, resnets
+
 RESNET = ["norm1", "conv1", "time_emb_proj", "norm2", "conv2", "conv_shortcut"]
 TRANSFORMER = ["norm", "proj_in", "proj_out"]
 # rows of a tile that are not there, and are not stored: after a norm of a constant they are far below zero
@@ -29,88 +30,13 @@ def seeded():
     torch.manual_seed(0)  # for each test, so that one alone sees the numbers it sees among the others
 
 
-def relative(one: torch.Tensor, other: torch.Tensor) -> float:
-    return ((one.double() - other.double()).norm() / other.double().norm()).item()
-
-
-@pytest.mark.parametrize("silu", [False, True])
-@pytest.mark.parametrize("shifted", [False, True])
-@pytest.mark.parametrize(
-    ("images", "rows", "channels", "groups"), [(2, 25, 96, 32), (2, 289, 130, 2), (1, 64 * 64 + 1, 8, 4)]
-)
-def test_group_norm(images, rows, channels, groups, shifted, silu):
-    """Channels that fill no tile, rows that fill no chunk, more rows than one tile a chunk."""
-    x = (3 + torch.randn(images, rows, channels)).requires_grad_()
-    shift = torch.randn(images, channels) if shifted else None
-    weight, bias, grad = torch.randn(channels), torch.randn(channels), torch.randn(images, rows, channels)
-    found = kernels.group_norm(x, shift, weight, bias, groups, 1e-5, silu)
-    found.backward(grad)
-    exact = x.detach().double().requires_grad_()
-    moved = exact if shift is None else exact + shift.double()[:, None]
-    wanted = F.group_norm(moved.transpose(1, 2), groups, weight.double(), bias.double(), 1e-5).transpose(1, 2)
-    wanted = F.silu(wanted) if silu else wanted
-    wanted.backward(grad.double())
-    assert relative(found.detach(), wanted.detach()) < 2e-6
-    assert relative(x.grad, exact.grad) < 4e-6
-
-
-def test_group_norm_rounds_once():
-    """To one of the two neighbours: a GPU takes the nearer one, Triton's interpreter cuts the bits off."""
-    x = torch.randn(1, 36, 64).bfloat16()
-    weight, bias = torch.randn(64).bfloat16(), torch.randn(64).bfloat16()
-    found = kernels.group_norm(x, None, weight, bias, 8, 1e-5, True)
-    exact = F.silu(F.group_norm(x.double().transpose(1, 2), 8, weight.double(), bias.double(), 1e-5)).transpose(1, 2)
-    apart = torch.exp2(exact.abs().log2().floor() - 7)  # numbers of 8 bits there
-    assert found.dtype == torch.bfloat16 and ((found - exact).abs() < 1.01 * apart).all()
-
-
-def test_geglu_and_sum():
-    both = torch.randn(3, 7, 2 * 40, requires_grad=True)
-    grad = torch.randn(3, 7, 40)
-    found = kernels.geglu(both)
-    found.backward(grad)
-    exact = both.detach().double().requires_grad_()
-    value, gate = exact.chunk(2, dim=-1)
-    (value * F.gelu(gate)).backward(grad.double())
-    assert relative(found.detach(), (value * F.gelu(gate)).detach()) < 1e-6
-    assert relative(both.grad, exact.grad) < 1e-6
-    x, y, bias = torch.randn(2, 9, 40, requires_grad=True), torch.randn(2, 9, 40, requires_grad=True), torch.randn(40)
-    total = kernels.add_biased(x, y, bias)
-    total.backward(torch.full_like(total, 2.0))
-    assert torch.equal(total.detach(), (x + y + bias).detach()) and (x.grad == 2).all() and (y.grad == 2).all()
-
-
-def scattered(model: nn.Module) -> nn.Module:
-    """Norms as trained ones are, not all of weight 1 and bias 0; frozen."""
-    for layer in model.modules():
-        if isinstance(layer, nn.GroupNorm):
-            layer.weight.data.uniform_(0.5, 1.5)
-            layer.bias.data.normal_(std=0.2)
-    return model.requires_grad_(False).eval()
-
-
-def tiny_unet(linear: bool) -> UNet2DConditionModel:
-    unet = UNet2DConditionModel(
-        block_out_channels=(32, 64), down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), norm_num_groups=2,
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), layers_per_block=1, cross_attention_dim=16,
-        attention_head_dim=4, use_linear_projection=linear,
-    )  # fmt: skip
-    return scattered(unet).to(memory_format=torch.channels_last)
-
-
-def call(unet: UNet2DConditionModel, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    noisy, text = torch.randn(2, 4, 6, 4, generator=generator), torch.randn(2, 5, 16, generator=generator)
-    return unet(noisy.to(memory_format=torch.channels_last), torch.tensor([3, 700]), text, return_dict=False)[0]
-
-
 @pytest.mark.parametrize("linear", [False, True])
 def test_a_fused_unet_is_the_same_function(linear, monkeypatch):
     """Output and gradients of keys and values, as 1.x and XL are built; and every kind of layer is reached."""
     stock = tiny_unet(linear)
     fused = copy.deepcopy(stock)
-    assert modules.fuse(fused) and {type(layer) for layer in fused.modules()} > set(modules.FUSED.values())
-    calls = {"group_norm": 0, "geglu": 0, "add_biased": 0}
+    assert fusing.fuse(fused)
+    calls = {"group_norm": 0, "geglu": 0, "add_biased": 0, "add_layer_norm": 0, "attend": 0}
     for name in calls:
         real = getattr(kernels, name)
 
@@ -121,18 +47,18 @@ def test_a_fused_unet_is_the_same_function(linear, monkeypatch):
         monkeypatch.setattr(kernels, name, counted)
     outputs = []
     for unet in (stock, fused):
-        for name, parameter in unet.named_parameters():
-            parameter.requires_grad_(name.endswith(KV))
+        train_keys_and_values(unet)
         outputs.append(call(unet))
         outputs[-1].square().sum().backward()
     assert relative(outputs[1].detach(), outputs[0].detach()) < 1e-5
-    for name, parameter in stock.named_parameters():
-        if name.endswith(KV):
-            assert relative(dict(fused.named_parameters())[name].grad, parameter.grad) < 1e-4
-    resnets = sum(type(layer) is modules.FusedResnetBlock2D for layer in fused.modules())
-    transformers = sum(type(layer) is modules.FusedTransformer2DModel for layer in fused.modules())
-    assert calls == {"group_norm": 2 * resnets + transformers + 1, "geglu": transformers,
-                     "add_biased": resnets + transformers}  # fmt: skip
+    for name, parameter in train_keys_and_values(stock).items():
+        assert relative(dict(fused.named_parameters())[name].grad, parameter.grad) < 1e-4
+    counts = Counter(type(layer) for layer in fused.modules())
+    residual, pictures = counts[resnets.FusedResnetBlock2D], counts[modules.FusedTransformer2DModel]
+    assert counts[blocks.FusedBasicTransformerBlock] == pictures > 0 < residual
+    assert counts[attention.FusedAttention] == 2 * pictures
+    assert calls == {"group_norm": 2 * residual + pictures + 1, "geglu": pictures, "add_biased": residual + pictures,
+                     "add_layer_norm": 3 * pictures, "attend": pictures}  # fmt: skip
     assert list(fused.state_dict()) == list(stock.state_dict())
 
 
@@ -143,7 +69,7 @@ def test_a_fused_vae_is_the_same_function():
     )  # fmt: skip
     vae = scattered(vae)
     fused = copy.deepcopy(vae).to(memory_format=torch.channels_last)
-    assert modules.fuse(fused)
+    assert fusing.fuse(fused)
     with torch.no_grad():
         pixels, latents = torch.randn(1, 3, 16, 12), torch.randn(1, 4, 8, 6)
         assert relative(fused.encode(pixels).latent_dist.mean, vae.encode(pixels).latent_dist.mean) < 1e-5
@@ -191,7 +117,7 @@ def test_weights_that_train_take_torchs_kernels(kind, layer):
     """Whatever of a block trains, alone or what stands before it: each gradient is torch's."""
     stock = BLOCKS[kind]()
     fused = copy.deepcopy(stock)
-    assert modules.fuse(fused)
+    assert fusing.fuse(fused)
     grads = []
     for block in (stock, fused):
         picture, other = inputs_of(block)
@@ -212,7 +138,7 @@ def test_a_whole_unet_that_trains():
     """DreamBooth: norms and convolutions too."""
     stock = tiny_unet(linear=False)
     fused = copy.deepcopy(stock)
-    assert modules.fuse(fused)
+    assert fusing.fuse(fused)
     for unet in (stock, fused):
         call(unet.requires_grad_(True)).square().sum().backward()
     for (name, parameter), own in zip(stock.named_parameters(), fused.parameters(), strict=True):
@@ -231,7 +157,7 @@ def test_a_layer_that_peft_wrapped_is_still_called(kind, layer):
         config = peft.LoraConfig(r=4, target_modules=[layer], init_lora_weights=False)
         peft.inject_adapter_in_model(config, stock).requires_grad_(False)
         fused = copy.deepcopy(stock)
-        assert modules.fuse(fused)
+        assert fusing.fuse(fused)
         wanted = through(stock, *inputs)
         assert relative(wanted, before) > 1e-2
         assert relative(through(fused, *inputs), wanted) < 1e-5
@@ -240,9 +166,11 @@ def test_a_layer_that_peft_wrapped_is_still_called(kind, layer):
 def test_stock_layers_again():
     unet = tiny_unet(linear=False)
     kinds = [type(layer) for layer in unet.modules()]
-    modules.fuse(unet)
-    modules.unfuse(unet)
+    hooks = [len(unet._forward_pre_hooks), len(unet._forward_hooks)]
+    fusing.fuse(unet)
+    fusing.unfuse(unet)
     assert [type(layer) for layer in unet.modules()] == kinds
+    assert [len(unet._forward_pre_hooks), len(unet._forward_hooks)] == hooks
 
 
 def test_a_machine_where_triton_fails_goes_on(monkeypatch, caplog):
@@ -252,7 +180,7 @@ def test_a_machine_where_triton_fails_goes_on(monkeypatch, caplog):
     monkeypatch.setattr(kernels, "group_norm", fails)
     unet = tiny_unet(linear=False)
     with caplog.at_level(logging.WARNING, logger="cdiff"):
-        assert not modules.fuse(unet)
+        assert not fusing.fuse(unet)
     assert caplog.messages == [
         "Fused kernels can't be used here (Failed to find C compiler. Please specify via CC environment variable): "
         "everything works without, only slower."
@@ -266,18 +194,32 @@ def test_a_machine_that_has_no_triton_goes_on_without_a_warning(monkeypatch, cap
     monkeypatch.delattr("cdiff.fused.kernels")
     unet = tiny_unet(linear=False)
     with caplog.at_level(logging.INFO, logger="cdiff"):
-        assert not modules.fuse(unet)
+        assert not fusing.fuse(unet)
     assert [record.levelname for record in caplog.records] == ["INFO"] and "no Triton here" in caplog.text
-    assert not any(type(layer) in modules.FUSED.values() for layer in unet.modules())
+    assert not any(type(layer) in fusing.FUSED.values() for layer in unet.modules())
 
 
-@pytest.mark.parametrize("kernel", ["group_norm", "geglu", "add_biased"])
+@pytest.mark.parametrize("kernel", ["group_norm", "geglu", "add_biased", "add_layer_norm", "attend", "quick_gelu"])
 def test_kernels_that_compute_something_else_are_not_used(kernel, monkeypatch, caplog):
     """A compiler that miscompiles, on a machine nobody has seen: forward, or in the gradient alone."""
     real = getattr(kernels, kernel)
     for wrong in (lambda y: y * 1.01, lambda y: y.detach() + 0 * y):
-        monkeypatch.setattr(kernels, kernel, lambda *inputs, wrong=wrong: wrong(real(*inputs)))
+
+        def spoilt(*inputs, wrong=wrong):
+            found = real(*inputs)
+            return (found[0], wrong(found[1])) if isinstance(found, tuple) else wrong(found)
+
+        monkeypatch.setattr(kernels, kernel, spoilt)
         unet = tiny_unet(linear=False)
-        assert not modules.fuse(unet) and "something else than torch" in caplog.text
-        assert not any(type(layer) in modules.FUSED.values() for layer in unet.modules())
+        assert not fusing.fuse(unet) and "something else than torch" in caplog.text
+        assert not any(type(layer) in fusing.FUSED.values() for layer in unet.modules())
         caplog.clear()
+
+
+def test_kernels_are_tried_in_full_precision():
+    """Beside a loading model, which may have set another precision as the default for all threads."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        fusing.try_kernels(torch.device("cpu")).result()
+    finally:
+        torch.set_default_dtype(torch.float32)

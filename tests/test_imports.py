@@ -33,7 +33,7 @@ LAYERS = (
     ("metrics",),
     ("data",),
     ("models",),
-    ("base_files", "weights", "fused"),
+    ("base_files", "devices", "weights", "fused"),
     ("single_file",),
     ("tokens",),
     ("concepts", "token_adjust"),

@@ -21,6 +21,7 @@ from diffusers.utils import logging as diffusers_logging
 
 sys.path.insert(0, str(Path(__file__).parent))
 from flops import peak_rate, wait
+from profiles import KernelProfile
 from release import Release
 
 from cdiff.concepts import Concept
@@ -272,29 +273,23 @@ def noise_picture(side: int, seed: int):
 
 
 def profile(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Which kernels the time of a step goes to: the 30 largest by their share."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as profiler
+    """Which kernels the time of a training step goes to."""
+    training, _ = training_setup(options, load(options, device, options.precision), device)
+    seen = KernelProfile(10, 20, device)
+    training["conf"].train.steps = training["conf"].train.log_every = 40
+    train(tracker=Silent(), progress=seen, **training)
+    return seen.found()
 
+
+def profile_drawing(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """The same of a sampler's step, 16 images with guidance at once, the VAE left out."""
     base = load(options, device, options.precision)
-    training, _ = training_setup(options, base, device)
-    training["conf"].train.steps = 30
-    activities = [ProfilerActivity.CUDA] if device.type == "cuda" else [ProfilerActivity.CPU]
-    with profiler(activities=activities) as seen:
-        train(tracker=Silent(), **training)
-    # On a GPU the calls that launch kernels are listed too; their time is the processor's and runs beside the kernels'.
-    attribute = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    rows = [(e.key, getattr(e, attribute), e.count) for e in seen.key_averages() if getattr(e, attribute) > 0]
-    total = sum(time for _, time, _ in rows)
-    rows.sort(key=lambda row: -row[1])
-    return {
-        "ms_of_kernels_per_step": round(total / 30 / 1000, 3),
-        "kernels_per_step": round(sum(count for *_, count in rows) / 30),
-        "kernels": [
-            {"name": name[:120], "share": round(time / total, 4), "calls_per_step": round(count / 30, 1)}
-            for name, time, count in rows[:30]
-        ],
-    }
+    at_once = min(16, options.images)
+    seen = KernelProfile(8, 10, device)
+    sampler = SamplerConfig(steps=20, batch_size=at_once, execution="graph" if device.type == "cuda" else "eager")
+    requests = make_requests(PROMPTS, max(1, at_once // len(PROMPTS)), 0)
+    sample(base, requests, sampler, resolution=options.resolution, progress=seen)
+    return seen.found()
 
 
 def peak(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -364,7 +359,16 @@ def stock(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     return found | memory(device) | {"seconds_per_image_of_6_steps": {k: round(v, 4) for k, v in tried.items()}}
 
 
-ARMS = {"peak": peak, "release": release, "cdiff": cdiff, "profile": profile, "equal": equal, "draw": draw, "stock": stock}
+ARMS = {
+    "peak": peak,
+    "release": release,
+    "cdiff": cdiff,
+    "profile": profile,
+    "profile-drawing": profile_drawing,
+    "equal": equal,
+    "draw": draw,
+    "stock": stock,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -43,6 +43,7 @@ def arms(options: argparse.Namespace) -> list[tuple[str, list[str]]]:
         ("memory low", ["cdiff", "--memory", "low", *one_kind]),
         ("cdiff eager", ["cdiff", "--execution", "eager", *one_kind]),
         ("profile", ["profile"]),
+        ("profile of drawing", ["profile-drawing"]),
         ("equality over 50 steps", ["equal"]),
         ("two GPUs", ["several", "2"]),
         ("cdiff unfused", ["cdiff", "--fused", "off", *one_kind]),

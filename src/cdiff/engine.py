@@ -22,7 +22,7 @@ from cdiff.concepts import Concept
 from cdiff.data.latents import TrainingViews
 from cdiff.errors import UserError
 from cdiff.execution import choose, compiled, graph_recorder
-from cdiff.fused.modules import unfuse
+from cdiff.fused.fusing import unfuse
 from cdiff.keeping import Keeping
 from cdiff.losses import phrases, prior_loss, reconstruction_loss, semantic_preservation_loss
 from cdiff.methods import Trainables

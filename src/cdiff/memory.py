@@ -36,7 +36,7 @@ SIZES = {
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "auto": 2}
 ENCODED_PIXELS = {"normal": 8 * 512 * 512, "low": 1}  # of training views that go through the VAE at once, at the most
 ENCODED = 64  # and no more views than that
-ENCODED_PIXELS_CPU = 8 * 128 * 128  # where larger activations leave the caches: 64 pocket views took three times as long
+ENCODED_PIXELS_CPU = 8 * 128 * 128  # larger activations leave the caches: 64 pocket views took three times as long
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 from cdiff import processes
 from cdiff.errors import UserError
 from cdiff.execution import Graphed, choose, compiled, graph_recorder
-from cdiff.fused.modules import unfuse
+from cdiff.fused.fusing import unfuse
 from cdiff.models import Base
 from cdiff.schema import SamplerConfig
 from cdiff.tokens import PromptEncoder

@@ -42,7 +42,7 @@ class ModelConfig:
     world: str = "pocket"  # which of a concept's sources this model sees: pocket | photo
     resolution: int = 128
     channels_last: bool | None = None  # weights of UNet and VAE in that layout; null: on a GPU in half precision
-    fused: bool | None = None  # kernels of our own between their convolutions (Triton); null: where they are channels_last
+    fused: bool | None = None  # kernels of our own, shared products; null: on a GPU in half precision, channels_last
 
 
 @dataclass

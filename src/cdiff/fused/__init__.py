@@ -1,1 +1,1 @@
-"""Layers of a UNet or VAE whose many small passes over memory are one kernel (Triton), on a GPU."""
+"""Layers whose many small passes over memory are one kernel (Triton), and that share products, on a GPU."""

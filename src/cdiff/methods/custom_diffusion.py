@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from cdiff.adapter import adapter_name
 from cdiff.errors import UserError
+from cdiff.fused.joining import join
 from cdiff.methods.trainables import Trainables, freeze, train_in_fp32
 
 if TYPE_CHECKING:
@@ -44,12 +45,14 @@ def prepare(base: Base, conf: MethodConfig) -> Trainables:
         raise UserError("nothing would train: method.train_unet=none needs method.train_token=true.")
     base.unet.requires_grad_(False)
     train_in_fp32(named.values())
+    join(list(named.values()), torch.float32)
     trainables = Trainables(
         named=named,
         state=lambda: {adapter_name(name): parameter for name, parameter in named.items()},
         train_token=bool(conf.train_token),
         needs_autocast=False,
     )
+    trainables.undo.append(lambda: join(list(named.values()), base.dtype))
     trainables.undo.append(lambda: freeze(named.values(), base.dtype))
     trainables.undo.append(set_training_attention(base.unet, conf.detach_start_token))
     return trainables
