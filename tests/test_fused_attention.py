@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +15,15 @@ pytest.importorskip("triton", reason="the kernels are Triton's")
 
 from fused_models import call, relative, scattered, text_of, tiny_unet, train_keys_and_values
 
+from cdiff.concepts import Concept
 from cdiff.engine import activation_checkpoint
 from cdiff.fused import attention, blocks, fusing, kernels, resnets
 from cdiff.fused.joining import join, joined
+from cdiff.methods import prepare
 from cdiff.methods.custom_diffusion import set_training_attention
+from cdiff.models import load_base
+from cdiff.schema import MethodConfig, ModelConfig
+from cdiff.tokens import PromptEncoder, add_tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")
 
@@ -229,3 +236,29 @@ def test_a_text_encoder_that_is_used_otherwise(change):
         of_weight = {"q": layer.self_attn.q_proj.weight.grad} if change == "trains" else {}
         found.append({"output": output.detach(), "row": table.grad} | of_weight)
     same(found[1], found[0])
+
+
+def test_a_training_takes_the_fused_ways(sd15_folder, monkeypatch):
+    """By counts: all text layers, one product of the text a call, one of the time; in training, and when drawing after
+    it. A weight that no longer lies where it should would cost its users nothing but time, and nobody would see it."""
+    base = load_base(ModelConfig(path=str(sd15_folder), fused=True), torch.float32, "cpu")
+    texts = counted(monkeypatch, attention._ProjectTogether, "apply")
+    norms, attends = counted(monkeypatch, kernels, "add_layer_norm"), counted(monkeypatch, kernels, "attend")
+    times = counted(monkeypatch, resnets.SharedTime, "project")
+    rows = add_tokens(base, [Concept("dog", "<new1>", "dog", "dog", Path())])
+    trainables = prepare(base, MethodConfig(), spl_weight=1.0)
+    hidden = PromptEncoder(base, rows).encode(["a <new1> dog"])[0].hidden
+    in_text = sum(isinstance(own, blocks.FusedCLIPEncoderLayer) for own in base.text_encoder.modules())
+    assert len(norms) == 2 * in_text > 0
+    latents, blocks_of = torch.randn(1, 4, 8, 8), Counter(type(own) for own in base.unet.modules())
+    base.unet(latents, 5, hidden).sample.square().sum().backward()
+    across = blocks_of[blocks.FusedBasicTransformerBlock]
+    assert len(texts) == len(times) == 1 and len(attends) == across > 0
+    assert len(norms) == 2 * in_text + 3 * across
+    assert rows.grad is not None and all(own.grad is not None for own in trainables.trainable_parameters())
+    trainables.restore()
+    with torch.no_grad():
+        base.unet(latents, 5, hidden.detach())
+    assert len(texts) == len(times) == 2
+    joins = [own for own in base.unet.modules() if type(own) is attention.FusedAttention and not own.is_cross_attention]
+    assert joins and all(joined([own.to_q.weight, own.to_k.weight, own.to_v.weight]) is not None for own in joins)
