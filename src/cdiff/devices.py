@@ -32,6 +32,14 @@ def resolve_device(device: str) -> torch.device:
     return chosen
 
 
+def numbered(device: torch.device) -> torch.device:
+    """`cuda` as the GPU that it means here. In another thread it means the first one, whatever this thread has chosen:
+    so does a process of several, each with a GPU of its own."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
 def resolve_precision(precision: str, device: torch.device | str) -> str:
     """`auto` is bf16 on a GPU that has it, fp16 on an older GPU, fp32 on the CPU. Returns fp32, fp16 or bf16.
 

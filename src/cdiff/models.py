@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from cdiff import shared
 from cdiff.base_files import find_base, first_line, root_line
-from cdiff.devices import DTYPES, resolve_device, resolve_precision
+from cdiff.devices import DTYPES, numbered, resolve_device, resolve_precision
 from cdiff.errors import UserError
 from cdiff.fused.fusing import fuse, try_kernels
 from cdiff.schema import ModelConfig
@@ -109,7 +109,7 @@ def load_base(conf: ModelConfig, dtype: torch.dtype, device: torch.device | str)
     half = device.type == "cuda" and dtype != torch.float32
     channels_last = half if conf.channels_last is None else conf.channels_last
     fused = half and channels_last if conf.fused is None else conf.fused
-    tried = try_kernels(device) if fused else None  # while the weights are read
+    tried = try_kernels(numbered(device)) if fused else None  # while the weights are read
     if shared.keeping():
         key = (conf.path, conf.revision, conf.variant, dtype, _stamp(folder))
         base = shared.get("base", key, lambda: _read_base(conf, folder, dtype, torch.device("cpu")))

@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from cdiff.devices import numbered
+
 COPIES = 4  # at once, of tensors to a device
 
 
@@ -41,6 +43,7 @@ def stored_dtype(part: Path, variant: str | None) -> torch.dtype | None:
 def place(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Move weights to a device, and convert them there: what was mapped from a file is read once, and a GPU converts
     faster than a CPU. Several at once: one copy from a file does not fill the way to a GPU."""
+    device = numbered(device)
 
     def move(tensor: torch.Tensor) -> None:
         moved = tensor.data.to(device)
