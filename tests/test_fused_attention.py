@@ -264,3 +264,11 @@ def test_a_training_takes_the_fused_ways(sd15_folder, monkeypatch):
     assert len(texts) == len(times) == 2
     joins = [own for own in base.unet.modules() if type(own) is attention.FusedAttention and not own.is_cross_attention]
     assert joins and all(joined([own.to_q.weight, own.to_k.weight, own.to_v.weight]) is not None for own in joins)
+
+
+def test_a_gpu_with_too_little_memory_for_the_kernel(pair, monkeypatch):
+    """Its attention is torch's; everything else stays."""
+    monkeypatch.setattr(kernels, "few_enough", lambda *_: False)
+    attends = counted(monkeypatch, kernels, "attend")
+    same(grads(pair[1], text_of()), grads(pair[0], text_of()))
+    assert not attends

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -161,3 +167,38 @@ def test_many_queries_are_shared_out():
     q, k = torch.empty(2, 4096, 320), torch.empty(2, 77, 320)
     (heads, chunks), sizes, (rows, *_) = few_keys._sizes(q, k, k, 8, few_keys.ROWS)
     assert heads == 16 and chunks * sizes[-1] * rows == 4096 and heads * chunks == few_keys.ENOUGH
+
+
+def test_tiles_that_a_gpu_has_no_memory_for_are_not_taken(monkeypatch):
+    """A laptop's GPU has 99 KB a program, an A100 163, an H200 227; Turing 64."""
+    k = torch.empty(2, 77, 320, dtype=torch.bfloat16)
+    found = {}
+    for name, there in (("Turing", 65536), ("4090", 101376), ("A100", 166912), ("H200", 232448)):
+        monkeypatch.setattr(few_keys, "_shared_memory", lambda device, there=there: there)
+        found[name] = [few_keys._rows_back(k, heads) for heads in (8, 4, 2, 20)]  # of 40, 80, 160, 16 channels
+    assert found == {
+        "Turing": [None, None, None, None],
+        "4090": [64, None, None, 64],
+        "A100": [128, 64, None, 128],
+        "H200": [128, 128, None, 128],
+    }
+    assert few_keys.few_enough(k, k, 8) and not few_keys.few_enough(k, torch.empty(2, 129, 320), 8)
+    assert few_keys.few_enough(k.float(), k.float(), 8)
+    monkeypatch.setattr(few_keys, "INTERPRETED", False)
+    assert few_keys.few_enough(k, k, 8) and not few_keys.few_enough(k.float(), k.float(), 8)
+
+
+def test_the_compiler_takes_every_kernel(tmp_path):
+    """For GPUs that this machine need not have; and what the backward pass of attention takes is what its table says:
+    with more it would fail on a GPU in the midst of a training."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    script = Path(__file__).parent / "compile_kernels.py"
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env=env | {"TRITON_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert max(found["all"]) <= 49152  # what every GPU has
+    for (rows, deep), most in few_keys.SHARED.items():
+        assert max(found["backward"][f"{rows}, {deep}"]) <= most

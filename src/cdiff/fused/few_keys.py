@@ -7,17 +7,21 @@ the backward pass keeps nothing but its inputs. Gradients of keys and values are
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from cdiff.fused.launching import device_of
+from cdiff.fused.launching import INTERPRETED, device_of
 
 MOST_KEYS = 128  # what a tile holds
-MOST_WIDE = 128  # channels of a head
-ROWS, ROWS_BACK = 64, 128  # queries of a tile
+ROWS = 64  # queries of a tile, forward
 ENOUGH = 256  # programs: from there more only cost
+# Backward: the bytes of shared memory that tiles of so many queries and channels take in half precision, as compiled
+# for compute capabilities 8.0 to 9.0 the most of them. Data-centre GPUs have 160 KB and more, others 99.
+SHARED = {(128, 64): 114688, (64, 64): 81920, (128, 128): 196608, (64, 128): 147456}
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -117,7 +121,7 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         q, k, v = ctx.saved_tensors
-        grid, sizes, tile = _sizes(q, k, v, ctx.heads, ROWS_BACK)
+        grid, sizes, tile = _sizes(q, k, v, ctx.heads, _rows_back(q, ctx.heads) or ROWS)
         of_query = q.new_empty(q.shape)
         both = k.new_empty((2, *k.shape))
         parts = k.new_empty((2, grid[1], *k.shape), dtype=torch.float32)
@@ -131,11 +135,33 @@ class _Attend(torch.autograd.Function):
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """softmax(q k^T / sqrt(d)) v of each head.
 
-    q: (B, N, heads * d); k, v: (B, L, heads * d) with L up to MOST_KEYS, d up to MOST_WIDE; of one dtype, the channels
-    of a row together, the rows anywhere. Gives (B, N, heads * d), contiguous.
+    q: (B, N, heads * d); k, v: (B, L, heads * d), of sizes that `few_enough` says yes to; of one dtype, the channels of
+    a row together, the rows anywhere. Gives (B, N, heads * d), contiguous.
     """
     with device_of(q):
         return _Attend.apply(q, k, v, heads)
+
+
+def few_enough(q: Tensor, k: Tensor, heads: int) -> bool:
+    """Whether `attend` takes these sizes on the GPU where they lie."""
+    return k.shape[1] <= MOST_KEYS and _rows_back(q, heads) is not None
+
+
+def _rows_back(q: Tensor, heads: int) -> int | None:
+    """Queries of a tile of the backward pass; None where no tile fits, or is not known to."""
+    if q.element_size() != 2 and not INTERPRETED:
+        return None
+    deep, there = max(64, triton.next_power_of_2(q.shape[-1] // heads)), _shared_memory(q.device)
+    fitting = [rows for (rows, channels), taken in SHARED.items() if channels == deep and taken <= there]
+    return max(fitting, default=None)
+
+
+@cache
+def _shared_memory(device: torch.device) -> int:
+    """Bytes that a program may have; on a CPU, in the interpreter, as many as it likes."""
+    if device.type != "cuda":
+        return 2**30
+    return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
 
 
 def _sizes(

@@ -23,6 +23,7 @@ MANY = 64  # programs without any chunks, from which shorter tiles are faster
 SMALL = 64  # rows of an image whose groups are a tile each, which is read once; where programs are FEW
 FEW = 256
 WIDE = 128  # channels of that tile
+ONE_FOR_ALL = ("per_group", "tiles")  # compiled once for all values, not again for 1 and for multiples of 16
 TOGETHER = 16  # channels of a group, at least, for that: of fewer a row's are read with others'
 
 
@@ -40,7 +41,7 @@ def _silu_slope(z):
     return sigmoid * (1 + z * (1 - sigmoid))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ONE_FOR_ALL)
 def _group_sums(
     x_ptr, shift_ptr, shift_row, sums_ptr, size, channels, tiles,
     shifted: tl.constexpr, block: tl.constexpr, rows: tl.constexpr,
@@ -62,7 +63,7 @@ def _group_sums(
     tl.store(out + channels, tl.sum(squares, axis=0), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ONE_FOR_ALL)
 def _group_gather(
     sums_ptr, stats_ptr, chunks, channels, count, per_group, epsilon,
     wide: tl.constexpr, long: tl.constexpr, moments: tl.constexpr,
@@ -87,7 +88,7 @@ def _group_gather(
     tl.store(out + 1, two)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ONE_FOR_ALL)
 def _group_norm(
     x_ptr, shift_ptr, shift_row, weight_ptr, bias_ptr, stats_ptr, out_ptr,
     size, channels, groups, per_group, tiles,
@@ -122,7 +123,7 @@ def _slopes(grad_ptr, x_ptr, place, inside, shift, mean, rstd, weight, bias, sil
     return slope, standard
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ONE_FOR_ALL)
 def _group_norm_backward(
     grad_ptr, along_ptr, x_ptr, shift_ptr, shift_row, weight_ptr, bias_ptr, stats_ptr, sums_ptr, means_ptr, out_ptr,
     size, channels, groups, per_group, tiles,
@@ -181,7 +182,7 @@ def _of_group(ptr, start, per_group, wide: tl.constexpr):
     return found.to(tl.float32)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ONE_FOR_ALL)
 def _small_group_norm(
     x_ptr, shift_ptr, shift_row, weight_ptr, bias_ptr, stats_ptr, out_ptr, size, channels, per_group, epsilon,
     shifted: tl.constexpr, silu: tl.constexpr, rows: tl.constexpr, wide: tl.constexpr,
@@ -205,7 +206,7 @@ def _small_group_norm(
     tl.store(out_ptr + place, z.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ONE_FOR_ALL)
 def _small_group_norm_backward(
     grad_ptr, along_ptr, x_ptr, shift_ptr, shift_row, weight_ptr, bias_ptr, stats_ptr, out_ptr,
     size, channels, per_group,
