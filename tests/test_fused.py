@@ -171,6 +171,7 @@ def test_stock_layers_again():
     fusing.unfuse(unet)
     assert [type(layer) for layer in unet.modules()] == kinds
     assert [len(unet._forward_pre_hooks), len(unet._forward_hooks)] == hooks
+    assert not any("shared" in vars(layer) for layer in unet.modules())  # with nothing to make it forget
 
 
 def test_a_machine_where_triton_fails_goes_on(monkeypatch, caplog):

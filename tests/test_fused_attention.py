@@ -18,6 +18,7 @@ from fused_models import call, relative, scattered, text_of, tiny_unet, train_ke
 from cdiff.concepts import Concept
 from cdiff.engine import activation_checkpoint
 from cdiff.fused import attention, blocks, fusing, kernels, resnets
+from cdiff.fused import text as texts
 from cdiff.fused.joining import join, joined
 from cdiff.methods import prepare
 from cdiff.methods.custom_diffusion import set_training_attention
@@ -223,7 +224,7 @@ def test_a_text_encoder_that_is_used_otherwise(change):
     if change == "mask":
         named = {"attention_mask": torch.tensor([[1, 1, 1, 1, 0]])}
     for model in (stock, fused):
-        layer = next(own for own in model.modules() if isinstance(own, blocks.CLIPEncoderLayer))
+        layer = next(own for own in model.modules() if isinstance(own, texts.CLIPEncoderLayer))
         if change == "trains":
             model.requires_grad_(True)
         if change == "wrapped":
@@ -244,24 +245,24 @@ def test_a_training_takes_the_fused_ways(sd15_folder, monkeypatch):
     bf16, where what trains is moved to fp32 and back; the interpreter's products of bf16 are nonsense, and not looked
     at."""
     base = load_base(ModelConfig(path=str(sd15_folder), fused=True), torch.bfloat16, "cpu")
-    texts = counted(monkeypatch, attention._ProjectTogether, "apply")
+    projected = counted(monkeypatch, attention._ProjectTogether, "apply")
     norms, attends = counted(monkeypatch, kernels, "add_layer_norm"), counted(monkeypatch, kernels, "attend")
     times = counted(monkeypatch, resnets.SharedTime, "project")
     rows = add_tokens(base, [Concept("dog", "<new1>", "dog", "dog", Path())])
     trainables = prepare(base, MethodConfig(), spl_weight=1.0)
     hidden = PromptEncoder(base, rows).encode(["a <new1> dog"])[0].hidden
-    in_text = sum(isinstance(own, blocks.FusedCLIPEncoderLayer) for own in base.text_encoder.modules())
+    in_text = sum(isinstance(own, texts.FusedCLIPEncoderLayer) for own in base.text_encoder.modules())
     assert len(norms) == 2 * in_text > 0
     latents, blocks_of = torch.randn(1, 4, 8, 8).bfloat16(), Counter(type(own) for own in base.unet.modules())
     base.unet(latents, 5, hidden).sample.square().sum().backward()
     across = blocks_of[blocks.FusedBasicTransformerBlock]
-    assert len(texts) == len(times) == 1 and len(attends) == across > 0
+    assert len(projected) == len(times) == 1 and len(attends) == across > 0
     assert len(norms) == 2 * in_text + 3 * across
     assert rows.grad is not None and all(own.grad is not None for own in trainables.trainable_parameters())
     trainables.restore()
     with torch.no_grad():
         base.unet(latents, 5, hidden.detach())
-    assert len(texts) == len(times) == 2
+    assert len(projected) == len(times) == 2
     joins = [own for own in base.unet.modules() if type(own) is attention.FusedAttention and not own.is_cross_attention]
     assert joins and all(joined([own.to_q.weight, own.to_k.weight, own.to_v.weight]) is not None for own in joins)
 

@@ -5,16 +5,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-
-from cdiff.devices import numbered
-
-COPIES = 4  # at once, of tensors to a device
 
 
 def read_ahead(folder: Path) -> None:
@@ -40,14 +35,10 @@ def stored_dtype(part: Path, variant: str | None) -> torch.dtype | None:
         return None  # who loads the part says what is wrong with it
 
 
+@torch.no_grad()
 def place(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Move weights to a device, and convert them there: what was mapped from a file is read once, and a GPU converts
-    faster than a CPU. Several at once: one copy from a file does not fill the way to a GPU."""
-    device = numbered(device)
-
-    def move(tensor: torch.Tensor) -> None:
+    """Move weights to a device tensor by tensor, and convert them there: what was mapped from a file is read once, and
+    a GPU converts faster than a CPU."""
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
         moved = tensor.data.to(device)
         tensor.data = moved.to(dtype) if moved.is_floating_point() else moved
-
-    with ThreadPoolExecutor(COPIES) as pool:
-        list(pool.map(move, itertools.chain(model.parameters(), model.buffers())))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +20,7 @@ class FusedAttention(Attention):
     """Self-attention: queries, keys and values are one product. Cross-attention: keys and values of all layers are one
     product (`SharedText`), and the kernel for few keys. What else a processor may do, it does itself."""
 
-    shared: SharedText | None  # set by `share_text`
+    shared: SharedText | None = None  # set by `share_text`
 
     def forward(
         self,
@@ -91,14 +92,13 @@ def start_is_detached(attention: Attention) -> bool | None:
 class SharedText(SharedInput):
     """Keys and values of a text (B, L, D) for all cross-attentions of a UNet: (B, L, inner) each."""
 
-    def __init__(self, unet: nn.Module, layers: Sequence[FusedAttention]) -> None:
+    def __init__(self, unet: ModelMixin, layers: Sequence[FusedAttention]) -> None:
         self.unet, self.layers = unet, list(layers)
         super().__init__(unet)
 
     def project(self, x: Tensor) -> dict[int, tuple[Tensor, Tensor]] | None:
-        again = any(getattr(own, "gradient_checkpointing", False) for own in self.unet.modules())
-        if again and torch.is_grad_enabled():  # a block that is computed again must find what it found the first time
-            return None
+        if torch.is_grad_enabled() and self.unet.is_gradient_checkpointing:
+            return None  # a block that is computed again must find what it found the first time
         projections = [own for layer in self.layers for own in (layer.to_k, layer.to_v)]
         detached = {start_is_detached(layer) for layer in self.layers}
         if len(detached) > 1 or None in detached or not all(bare(own) for own in projections):
@@ -141,7 +141,6 @@ def share_text(unet: nn.Module) -> None:
     """Lay weights together, and let cross-attentions of the same text share their product."""
     layers = [layer for layer in unet.modules() if type(layer) is FusedAttention]
     for layer in layers:
-        layer.shared = None
         if not layer.is_cross_attention and _alike(own := [layer.to_q, layer.to_k, layer.to_v]):
             join([projection.weight for projection in own], own[0].weight.dtype)
     across = [layer for layer in layers if layer.is_cross_attention and layer.to_k is not None]

@@ -17,10 +17,11 @@ from torch.nn import functional as F
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from cdiff.fused.attention import FusedAttention, share_text
-from cdiff.fused.blocks import FusedBasicTransformerBlock, FusedCLIPEncoderLayer, lay_together
+from cdiff.fused.blocks import FusedBasicTransformerBlock
 from cdiff.fused.modules import FusedGEGLU, FusedGroupNorm, FusedTransformer2DModel
 from cdiff.fused.resnets import FusedResnetBlock2D, share_time
 from cdiff.fused.sharing import stop_sharing
+from cdiff.fused.text import FusedCLIPEncoderLayer, lay_together
 
 log = logging.getLogger("cdiff")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
 
 
-class SharedInput:
+class SharedInput(ABC):
     """What all layers make of an input, computed by the first one that asks in a call of the model.
 
     Forgotten before each call and after it: weights may change between, and the next input may lie in the same place.
@@ -28,9 +29,9 @@ class SharedInput:
             self.input, self.found = x, self.project(x)
         return None if self.found is None else self.found.get(id(layer))
 
+    @abstractmethod
     def project(self, x: Tensor) -> dict[int, Any] | None:
         """By the layers' ids."""
-        raise NotImplementedError
 
 
 def stop_sharing(model: nn.Module) -> None:
@@ -39,3 +40,5 @@ def stop_sharing(model: nn.Module) -> None:
         for key, hook in list(hooks.items()):
             if isinstance(getattr(hook, "__self__", None), SharedInput):
                 del hooks[key]
+    for layer in model.modules():
+        layer.__dict__.pop("shared", None)
