@@ -120,7 +120,8 @@ def test_what_is_chosen_arrives(words, key, value):
 
 def test_the_pocket_motion_adapter_is_drawn_with_as_it_was_trained():
     trained = json.loads(record_of(WEIGHTS, "motion").read_text())["settings"]
-    assert config_of("task=video", "video=pocket").video.shared_noise == trained.get("shared_noise", 0.0)
+    drawn = config_of("task=video", "video=pocket").video
+    assert (drawn.shared_noise, drawn.anchor) == (trained.get("shared_noise", 0.0), trained.get("anchor"))
 
 
 def test_the_pocket_recipe_is_taken_by_itself():

@@ -93,7 +93,7 @@ def test_graphed_sampling_draws_the_same_pictures_and_leaves_the_unet_as_it_was(
         return made[-1]
 
     monkeypatch.setattr("cdiff.sampling.choose", lambda *_: "graph")
-    monkeypatch.setattr("cdiff.sampling.graph_recorder", lambda _stream: None)
+    monkeypatch.setattr("cdiff.sampling.graph_recorder", lambda _stream, hurried: None)
     monkeypatch.setattr("cdiff.sampling.Graphed", graphed)
     monkeypatch.setattr(torch.cuda, "Stream", lambda _device: None)
     drawn = sample(sd15, requests, conf, resolution=64)

@@ -44,7 +44,7 @@ LAYERS = (
     ("pocket",),
     ("catalog", "checks", "convert", "merging", "cost", "memory"),
     ("ranges",),
-    ("schema", "suggest", "cache", "shared", "gpus", "displacement", "frame_noise"),
+    ("schema", "suggest", "cache", "shared", "gpus", "displacement", "frame_noise", "frame_attention", "pixels"),
     ("locks", "processes", "storage", "untrusted", "hub", "provenance"),
     ("errors", "signals"),
 )

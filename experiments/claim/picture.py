@@ -1,6 +1,6 @@
 """The same prompts and noise, a row a run.
 
-    python experiments/claim/picture.py experiments/claim/accessories.jpg outputs/sweeps/claim_small/{2,6,1,5}-*
+python experiments/claim/picture.py experiments/claim/accessories.jpg outputs/sweeps/claim_small/{2,6,1,5}-*
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 import cdiff
+from cdiff.frame_attention import ANCHORS
 from cdiff.models import load_base, resolve_device
 from cdiff.pocket.pretrain.scores_motion import fresh_clip, score_motion
 from cdiff.pocket.world.render import render
@@ -30,6 +31,8 @@ FREQUENCIES = {"method": "butterworth", "spatial_stop_frequency": 0.25, "tempora
 WAYS = {  # guidance, sampler steps, what FreeInit is told
     "plain": (5.0, 25, None),
     "guidance_3": (3.0, 25, None),
+    "guidance_7": (7.0, 25, None),
+    "guidance_10": (10.0, 25, None),
     "steps_50": (5.0, 50, None),
     "free_init": (5.0, 25, {"num_iters": 3, **FREQUENCIES}),
     "free_init_2": (5.0, 25, {"num_iters": 2, **FREQUENCIES}),
@@ -38,10 +41,10 @@ WAYS = {  # guidance, sampler steps, what FreeInit is told
 }
 
 
-def drawer(way: str, adapter: Path, share: float, device: torch.device):
+def drawer(way: str, adapter: Path, share: float, anchor: str | None, device: torch.device):
     """prompts -> clips, drawn that way."""
     guidance, steps, free_init = WAYS[way]
-    video = VideoConfig(name="pocket", motion_adapter=str(adapter), shared_noise=share)
+    video = VideoConfig(name="pocket", motion_adapter=str(adapter), shared_noise=share, anchor=anchor)
     sampler = SamplerConfig(name="ddim", steps=steps, guidance_scale=guidance, batch_size=10)
     motion = load_motion(adapter, video, torch.float32)
     base = animated(load_base(ModelConfig(path="pocket"), torch.float32, device), motion)
@@ -71,16 +74,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--adapter", type=Path, default=WEIGHTS / "motion")
     parser.add_argument("--shared-noise", type=float, default=0.25)
+    parser.add_argument("--anchor", choices=("none", *ANCHORS), default="middle")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=[*WAYS, "rendered"])
     parser.add_argument("--clips", type=int, default=100)
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
     device = resolve_device(given.device)
+    anchor = None if given.anchor == "none" else given.anchor
     print("| way | moves | all stay | class | colour | scene | right | still: stand, all stay | seconds |")
     print("|" + " --- |" * 9)
     for way in given.ways:
         start = time.monotonic()
-        draw = rendered() if way == "rendered" else drawer(way, given.adapter, given.shared_noise, device)
+        draw = rendered() if way == "rendered" else drawer(way, given.adapter, given.shared_noise, anchor, device)
         found = score_motion(WEIGHTS, str(device), draw, given.clips)
         keys = ("as_asked", "all_stay", "class_stays", "color_stays", "scene_stays", "right")
         cells = [f"{found[f'moving_{key}']:g}" for key in keys]

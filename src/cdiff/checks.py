@@ -8,7 +8,7 @@ from typing import Any
 
 from cdiff.convert import flat, to_dict
 from cdiff.errors import UserError
-from cdiff.ranges import CHOICES, PLAIN_NAME, RANGES, SCHEDULES, THEN
+from cdiff.ranges import CHOICES, PLAIN_NAME, RANGES, THEN, VIDEO_CHOICES
 from cdiff.schema import METHODS, METRICS, VIDEO_METRICS, ConceptConfig, Config
 from cdiff.suggest import did_you_mean
 
@@ -189,7 +189,7 @@ def _evaluation(config: Config) -> list[str]:
 
 def _video(config: Config) -> list[str]:
     conf, mistakes = config.video, []
-    for key, choices in SCHEDULES.items():
+    for key, choices in VIDEO_CHOICES.items():
         value = value_at(config, key)
         if value is not None and value not in choices:
             mistakes.append(f"{key}={value} is unknown; {did_you_mean(value, choices)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from cdiff.errors import UserError
@@ -30,6 +32,14 @@ def resolve_device(device: str) -> torch.device:
     elif chosen.type != "cpu":
         raise UserError(f"device={device} is not supported: use auto, cpu, cuda or cuda:N.")
     return chosen
+
+
+def process_device(device: str) -> torch.device:
+    """`device=` for this process: under `accelerate launch` each has a GPU of its own."""
+    resolved = resolve_device(device)
+    if resolved.type == "cuda" and resolved.index is None and "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return resolved
 
 
 def numbered(device: torch.device) -> torch.device:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from cdiff.fused.fusing import unfuse
 from cdiff.keeping import Keeping
 from cdiff.losses import phrases, prior_loss, reconstruction_loss, semantic_preservation_loss
 from cdiff.methods import Trainables
-from cdiff.models import Base, resolve_device
+from cdiff.models import Base
 from cdiff.schema import Config
 from cdiff.snapshot import State
 from cdiff.stepping import EagerStep, StaticStep
@@ -359,14 +358,6 @@ def make_optimizer(
         eps=optimizer.epsilon,
         fused=True,
     )
-
-
-def process_device(device: str) -> torch.device:
-    """`device=` for this process: under `accelerate launch` each has a GPU of its own."""
-    resolved = resolve_device(device)
-    if resolved.type == "cuda" and resolved.index is None and "LOCAL_RANK" in os.environ:
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    return resolved
 
 
 @contextmanager

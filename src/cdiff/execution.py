@@ -44,17 +44,26 @@ def choose(setting: str, wanted: str, calls: int, device: torch.device, precisio
     return "graph" if calls >= GRAPH_FROM else "eager"
 
 
-def graph_recorder(stream: torch.cuda.Stream) -> Record:
-    """Captures functions into CUDA graphs that share one pool of memory."""
+def graph_recorder(stream: torch.cuda.Stream, hurried: bool = False) -> Record:
+    """Captures functions into CUDA graphs that share one pool of memory.
+
+    hurried: where the GPU has as much memory left as is taken, capture while it still works on the calls before, which
+    then keep what they had; else what they had is given back first, which waits for them.
+    """
     pool: list = []
 
     def record(function: Callable[[], None]) -> Callable[[], None]:
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # what the calls before had for themselves is the graph's now
+        if not (hurried and torch.cuda.mem_get_info(stream.device)[0] > torch.cuda.memory_reserved(stream.device)):
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
-        shared = {"pool": pool[0]} if pool else {}
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local", **shared):
-            function()
+        stream.wait_stream(torch.cuda.current_stream(stream.device))
+        with torch.cuda.stream(stream):
+            graph.capture_begin(*pool[:1], capture_error_mode="thread_local")
+            try:
+                function()
+            finally:
+                graph.capture_end()
         pool.append(graph.pool())
         return graph.replay
 

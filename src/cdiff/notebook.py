@@ -19,8 +19,8 @@ from PIL import Image
 from cdiff.adapter import Adapter, apply_adapter, load_adapter
 from cdiff.concepts import resolve_concepts
 from cdiff.data.images import read_folder
+from cdiff.devices import process_device
 from cdiff.drawing import default_prompts, written_out
-from cdiff.engine import process_device
 from cdiff.errors import UserError
 from cdiff.evaluation.prompts import metric_text
 from cdiff.finding import find_run

@@ -29,9 +29,10 @@ CHOICES = {
     "logger.mode": ("auto", "online", "offline"),
 }
 THEN = ("sample", "evaluate")
-SCHEDULES = {
+VIDEO_CHOICES = {  # or null
     "video.schedule.beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
     "video.schedule.timestep_spacing": ("leading", "linspace", "trailing"),
+    "video.anchor": ("first", "middle", "three"),
 }
 MOST_FRAMES = 1024
 MAX_SEED = 2**63 - 1

@@ -29,7 +29,9 @@ from cdiff import processes
 from cdiff.errors import UserError
 from cdiff.execution import Graphed, choose, compiled, graph_recorder
 from cdiff.fused.fusing import unfuse
+from cdiff.fused.guidance import halves_at_once
 from cdiff.models import Base
+from cdiff.pixels import Decoded
 from cdiff.schema import SamplerConfig
 from cdiff.tokens import PromptEncoder
 
@@ -159,12 +161,13 @@ def sample(
 
     batches = -(-len(requests) // conf.batch_size)
     execution = choose("sampler.execution", conf.execution, batches * conf.steps, device)
-    with inference(base, execution):
+    with inference(base, execution), halves_at_once(base.unet) if guided else nullcontext():
         prompts = {request.prompt for request in requests} | {conf.negative_prompt}
         embeds = _embed(prompts, encoder or PromptEncoder(base))
         if base.zero_empty_prompt and "" in embeds:  # of no request: an empty prompt would be refused before
             embeds[""] = {name: torch.zeros_like(value) for name, value in embeds[""].items()}
-        images = []
+        images: list[Image.Image] = []
+        waiting: list[Decoded] = []
         # Never more than are drawn at once: with sampler.batch_size=1 an image is bit for bit the stock pipeline's.
         at_once = min(conf.batch_size, max(1, DECODE_PIXELS // side**2))
         for start in range(0, len(requests), conf.batch_size):
@@ -185,8 +188,10 @@ def sample(
                 output_type="latent",
                 callback_on_step_end=after_step,
             ).images
-            images += [image for part in latents.split(at_once) for image in decode(base, part)]
-        return images
+            decoded = [decode(base, part) for part in latents.split(at_once)]
+            images += [image for part in waiting for image in part.images()]  # while a GPU draws what was just asked
+            waiting = decoded
+        return images + [image for part in waiting for image in part.images()]
 
 
 def sample_together(
@@ -220,31 +225,11 @@ def sampling_steps(requests: Sequence[Request], conf: SamplerConfig) -> int:
     return -(-len(requests) // conf.batch_size) * conf.steps
 
 
-def decode(base: Base, latents: torch.Tensor) -> list[Image.Image]:
-    """Latents (B, C, h, w) as the UNet sees them -> RGB images.
-
-    Raises:
-        UserError: when the pixels aren't finite.
-    """
+def decode(base: Base, latents: torch.Tensor) -> Decoded:
+    """Latents (B, C, h, w) as the UNet sees them -> RGB images."""
     config = base.vae.config
     latents = latents.to(base.vae.dtype) / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-    return to_images(base.vae.decode(latents, return_dict=False)[0], base.path)
-
-
-def to_images(pixels: torch.Tensor, path: str) -> list[Image.Image]:
-    """What the VAE of the model `path` decoded, (B, 3, H, W) in [-1, 1] -> RGB images.
-
-    Raises:
-        UserError: when the pixels aren't finite.
-    """
-    pixels = pixels.float()
-    if not pixels.isfinite().all():
-        raise UserError(
-            f"The model {path} drew images that aren't finite numbers; draw again with precision=fp32, "
-            "or train with a lower optimizer.learning_rate if that doesn't help."
-        )
-    levels = ((pixels * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)  # in the very steps of diffusers
-    return [Image.fromarray(image) for image in levels.permute(0, 2, 3, 1).cpu().numpy()]
+    return Decoded(base.vae.decode(latents, return_dict=False)[0], base.path)
 
 
 def _embed(prompts: set[str], encoder: PromptEncoder) -> dict[str, dict[str, torch.Tensor]]:
@@ -293,7 +278,7 @@ def inference(base: Base, execution: str = "eager") -> Iterator[None]:
         unfuse(unet)
         unet.forward = compiled(unet.forward, "The UNet")
     if execution in ("graph", "compile") and len(weights) == 1:
-        recorder = graph_recorder(torch.cuda.Stream(unet.device))
+        recorder = graph_recorder(torch.cuda.Stream(unet.device), hurried=True)
         unet.forward = Graphed(unet.forward, recorder, "The UNet")
     # On a CPU torch computes a linear layer in other steps where its weight may take a gradient, though none is asked
     # for: the last bits differ. A stock pipeline's weights may, so ours do while they draw.

@@ -191,6 +191,9 @@ class VideoConfig:
     vae_slicing: bool = False  # the VAE decodes frame after frame
     free_noise: int | None = None  # FreeNoise: frames that look at one another, in windows; null: all of them
     free_noise_stride: int = 4  # frames from one window to the next
+    anchor: str | None = (
+        None  # a frame that all others look at in spatial self-attention: first | middle | three; null: none
+    )
     shared_noise: float = 0.0  # share of the noise's variance that all frames have in common
     cpu_offload: bool = False  # each part of the model is on the GPU while it works only
     then: list[str] = field(default_factory=list)  # [evaluate]: score the frames

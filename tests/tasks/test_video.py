@@ -219,6 +219,7 @@ def test_no_mp4_where_none_is_asked_for(job, capsys):
         (["video.frames=9"], "8 frames at most"),
         (["video.fps=0"], "video.fps must be"),
         (["video.schedule.beta_schedule=linaer"], "did you mean"),
+        (["video.anchor=midle"], "did you mean 'middle'"),
         (["video.then=[sample]"], "video.then=sample is unknown"),
         (["video.free_noise=4", "sampler.batch_size=2"], "sampler.batch_size=1, not 2"),
         (["video.free_noise=4", "video.free_noise_stride=5"], "must not be above video.free_noise"),

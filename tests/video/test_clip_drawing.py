@@ -98,6 +98,15 @@ def test_frames_with_noise_in_common(draw, sd15_folder, motion_folder):
     assert np.array_equal(found, theirs)
 
 
+def test_frames_that_look_at_an_anchor(draw):
+    """Two clips at once each have their own."""
+    plain, anchored = draw(), replace(VIDEO, anchor="middle")
+    found = draw(anchored)
+    assert not np.array_equal(found, plain)
+    together = draw(anchored, sampler=replace(SAMPLER, batch_size=2))
+    assert np.abs(together.astype(int) - found.astype(int)).max() <= 2
+
+
 def test_long_clips_in_windows(draw, sd15_folder, motion_folder):
     ours = draw(replace(VIDEO, frames=12, free_noise=6, free_noise_stride=2), requests=REQUESTS[:1])[0]
     theirs = stock(sd15_folder, motion_folder, ddim(sd15_folder), REQUESTS[0], frames=12, window=6)

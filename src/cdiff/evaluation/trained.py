@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdiff.data.images import read_folder
-from cdiff.engine import process_device
+from cdiff.devices import process_device
 from cdiff.errors import UserError
 from cdiff.evaluation.drawn import adapter_digest
 from cdiff.evaluation.evaluating import Scoring, evaluate_run, open_scoring

@@ -127,7 +127,8 @@ class _Attend(torch.autograd.Function):
         parts = k.new_empty((2, grid[1], *k.shape), dtype=torch.float32)
         count = k.numel()
         inputs = (grad.contiguous(), q, k, v)
-        _few_keys_backward[grid](*inputs, of_query, parts, *sizes, count, *tile, num_warps=8)
+        # One stage: loads ahead of the tile in work would take half as much shared memory again.
+        _few_keys_backward[grid](*inputs, of_query, parts, *sizes, count, *tile, num_warps=8, num_stages=1)
         _fold[(triton.cdiv(count, 256), 2)](parts, both, count, grid[1], 256)
         return of_query, both[0], both[1], None
 

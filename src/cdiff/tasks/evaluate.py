@@ -18,7 +18,7 @@ from typing import Any
 
 from cdiff import console, processes
 from cdiff.adapter import Adapter, load_adapter
-from cdiff.engine import process_device
+from cdiff.devices import process_device
 from cdiff.evaluation.compare import Comparison, compare
 from cdiff.evaluation.drawn import adapter_digest
 from cdiff.evaluation.evaluating import evaluate_images, evaluate_run, open_scoring

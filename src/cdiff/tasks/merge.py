@@ -14,8 +14,8 @@ from torch import Tensor
 from cdiff import console, merging
 from cdiff.adapter import Adapter, adapter_name, apply_adapter, load_adapter, match_unet, parameter_name, save_adapter
 from cdiff.concepts import normalize_token
+from cdiff.devices import process_device
 from cdiff.drawing import TOKEN, default_prompts
-from cdiff.engine import process_device
 from cdiff.errors import UserError
 from cdiff.finding import find_run
 from cdiff.models import Base, load_base

@@ -104,8 +104,8 @@ def _clip_drawer(weights: Path, settings: dict, cfg: Config):
     device = resolve_device(cfg.device)
     record = record_of(weights, "motion")  # an adapter is drawn with as it was trained
     trained = json.loads(record.read_text())["settings"] if record.exists() else {}
-    share = trained.get("shared_noise", 0.0)
-    video = VideoConfig(name="pocket", motion_adapter=str(weights / "motion"), shared_noise=share)
+    ways = {name: trained[name] for name in ("shared_noise", "anchor") if name in trained}
+    video = VideoConfig(name="pocket", motion_adapter=str(weights / "motion"), **ways)
     steps, scale = settings["steps"], settings["guidance_scale"]
     sampler = SamplerConfig(name="ddim", steps=steps, guidance_scale=scale, batch_size=settings.get("clips_at_once", 1))
     base = load_base(ModelConfig(path=str(weights / "base")), torch.float32, str(device))

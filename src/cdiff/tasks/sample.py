@@ -17,8 +17,8 @@ from typing import Any
 from cdiff import console
 from cdiff.adapter import Adapter, load_adapter
 from cdiff.concepts import normalize_token
+from cdiff.devices import process_device
 from cdiff.drawing import TOKEN, chosen_prompts, draw_requests
-from cdiff.engine import process_device
 from cdiff.errors import UserError
 from cdiff.finding import find_run
 from cdiff.models import DTYPES, load_base, resolve_precision

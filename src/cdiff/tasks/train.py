@@ -25,8 +25,9 @@ from cdiff.data.beside import read_concept
 from cdiff.data.images import Picture
 from cdiff.data.latents import TrainingViews, encode_views
 from cdiff.data.prompts import load_templates
+from cdiff.devices import process_device
 from cdiff.drawing import Drawn, chosen_prompts, default_prompts, draw, facts, written_out
-from cdiff.engine import TrainResult, process_device, train
+from cdiff.engine import TrainResult, train
 from cdiff.errors import UserError
 from cdiff.evaluation.trained import check_evaluation, evaluate_trained
 from cdiff.grids import write_grid, write_samples

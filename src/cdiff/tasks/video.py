@@ -19,8 +19,8 @@ import torch
 
 from cdiff import console
 from cdiff.adapter import Adapter, load_adapter
+from cdiff.devices import process_device
 from cdiff.drawing import chosen_prompts, facts, moving_prompts
-from cdiff.engine import process_device
 from cdiff.evaluation.clips import ClipScorer
 from cdiff.evaluation.evaluating import Scoring, open_scoring
 from cdiff.evaluation.pictures import given_pictures, pictures_of_run

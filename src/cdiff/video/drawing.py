@@ -14,9 +14,11 @@ import torch
 from PIL import Image
 
 from cdiff.errors import UserError
+from cdiff.frame_attention import anchor_frames
 from cdiff.frame_noise import share_noise
 from cdiff.models import Base
-from cdiff.sampling import DECODE_PIXELS, Progress, Request, inference, make_sampler, quiet_import, to_images
+from cdiff.pixels import Decoded
+from cdiff.sampling import DECODE_PIXELS, Progress, Request, inference, make_sampler, quiet_import
 from cdiff.schema import SamplerConfig, VideoConfig
 from cdiff.tokens import PromptEncoder
 from cdiff.video.motion import quiet_diffusers
@@ -50,6 +52,8 @@ def make_clip_pipeline(
     pipe.set_progress_bar_config(disable=True)
     if conf.vae_slicing:
         base.vae.enable_slicing()
+    if conf.anchor is not None:
+        anchor_frames(base.unet, conf.frames, conf.anchor)
     if conf.free_noise is not None:
         pipe.enable_free_noise(context_length=conf.free_noise, context_stride=conf.free_noise_stride)
     if conf.cpu_offload:
@@ -141,4 +145,5 @@ def _draw(
 def decode_frames(base: Base, latents: torch.Tensor, at_once: int) -> list[Image.Image]:
     """Latents (F, C, h, w) -> F pictures, `at_once` at a time, in the very steps of the stock pipeline."""
     latents = (1 / base.vae.config.scaling_factor * latents).to(base.vae.dtype)
-    return [image for part in latents.split(at_once) for image in to_images(base.vae.decode(part).sample, base.path)]
+    decoded = [Decoded(base.vae.decode(part).sample, base.path) for part in latents.split(at_once)]
+    return [image for part in decoded for image in part.images()]

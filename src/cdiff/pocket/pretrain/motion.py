@@ -14,6 +14,7 @@ from accelerate import PartialState
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from transformers import CLIPTextModel
 
+from cdiff.frame_attention import anchor_frames
 from cdiff.frame_noise import share_noise
 from cdiff.pocket.pretrain import base_of_motion
 from cdiff.pocket.pretrain.clips import CAPTIONS, ClipLatents
@@ -67,6 +68,8 @@ def train_motion(clips: Path, device: torch.device, settings: dict, minutes: flo
     unet = UNet2DConditionModel.from_pretrained(base / "unet", torch_dtype=torch.float32).to(device)
     adapter = build_motion(unet, settings.get("layers", (1, 0)), settings.get("mid", False)).to(device)
     model = joined(unet, adapter).to(device).train()
+    if settings.get("anchor"):
+        anchor_frames(model, FRAMES, settings["anchor"])
     del unet
     part_ways(5)
     alphas = DDPMScheduler(**SCHEDULE).alphas_cumprod.to(device)

@@ -1,0 +1,58 @@
+"""Frames of a clip that look at some of them while they attend to themselves."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ANCHORS = ("first", "middle", "three")  # three: the first, the middle and the last
+
+
+def anchor_frames(unet: nn.Module, frames: int, anchor: str) -> None:
+    """Let every spatial self-attention of a UNetMotionModel read keys and values of some frames beside the own ones.
+
+    Temporal attention sees one place of the picture in all frames: what moves on is out of its sight. An anchor is
+    seen as a whole. (Text2Video-Zero, arXiv 2303.13439, section 3.3.3, has keys and values of the first frame alone;
+    Tune-A-Video, 2212.11565, those of the first and of the last before.) No weight is added or changed.
+
+    Args:
+        frames: of a clip; a batch is whole clips, one behind the other.
+        anchor: one of ANCHORS.
+
+    Raises:
+        ValueError: another anchor.
+    """
+    if anchor not in ANCHORS:
+        raise ValueError(f"anchor={anchor}: one of {', '.join(ANCHORS)}")
+    places = {"first": (0,), "middle": (frames // 2,), "three": (0, frames // 2, frames - 1)}
+    processor = AnchoredAttention(frames, places[anchor])
+    for name, layer in unet.named_modules():
+        if ".attentions." in name and name.endswith(".attn1"):  # those over time are in motion_modules
+            layer.set_processor(processor)
+
+
+class AnchoredAttention:
+    """A processor of diffusers' Attention: (B * frames, N, C) -> the same, as self-attention over N keys of the own frame
+    and N of each anchor."""
+
+    def __init__(self, frames: int, anchors: tuple[int, ...]) -> None:
+        self.frames, self.anchors = frames, anchors
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        query = attn.to_q(hidden_states)
+        key, value = (self._with_anchors(layer(hidden_states)) for layer in (attn.to_k, attn.to_v))
+        heads = [rows.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for rows in (query, key, value)]
+        found = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        return attn.to_out[1](attn.to_out[0](found))
+
+    def _with_anchors(self, rows: Tensor) -> Tensor:
+        clips = rows.unflatten(0, (-1, self.frames))
+        seen = [clips[:, frame : frame + 1].expand_as(clips) for frame in self.anchors]
+        return torch.cat([clips, *seen], dim=2).flatten(0, 1)
