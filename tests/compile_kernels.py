@@ -30,17 +30,16 @@ KERNELS = [
     (pointwise._geglu_backward, {"lines": 4, "block": 256}, 4),
     (pointwise._quick_gelu, {"backward": True, "flat": 1024}, 4),
     (pointwise._add, {"flat": 1024}, 4),
-    (few_keys._few_keys, {"rows": few_keys.ROWS, "keys": 128, "deep": 64}, 4),
     (few_keys._fold, {"flat": 256}, 4),
 ]
 
 
-def shared_memory(kernel, constants: dict, warps: int, capability: int, stages: int = 3) -> int:
+def shared_memory(kernel, constants: dict, options: dict, capability: int) -> int:
     """The most of two ways: sizes that are multiples of 16, whose loads can be made ahead of a loop, and any sizes."""
-    return max(compiled(kernel, constants, warps, capability, stages, aligned) for aligned in (True, False))
+    return max(compiled(kernel, constants, options, capability, aligned) for aligned in (True, False))
 
 
-def compiled(kernel, constants: dict, warps: int, capability: int, stages: int, aligned: bool) -> int:
+def compiled(kernel, constants: dict, options: dict, capability: int, aligned: bool) -> int:
     kinds = {
         name: "constexpr" if name in constants
         else "*fp32" if name in IN_FP32
@@ -56,13 +55,17 @@ def compiled(kernel, constants: dict, warps: int, capability: int, stages: int, 
         if kind.startswith("*") or (kind == "i32" and aligned)
     }
     source = ASTSource(fn=kernel, signature=kinds, constexprs=places, attrs=multiples)
-    options = {"num_warps": warps, "num_stages": stages}
     return compile(source, target=GPUTarget("cuda", capability, 32), options=options).metadata.shared
 
 
-found = [shared_memory(*kernel, capability=90) for kernel in KERNELS]
-backward = {}
+found = [shared_memory(kernel, constants, {"num_warps": warps}, 90) for kernel, constants, warps in KERNELS]
+forward, backward = {}, {}
 for rows, deep in few_keys.SHARED:
     constants = {"rows": rows, "keys": few_keys.MOST_KEYS, "deep": deep}
-    backward[f"{rows}, {deep}"] = [shared_memory(few_keys._few_keys_backward, constants, 8, cc, 1) for cc in (80, 90)]
-print(json.dumps({"all": found, "backward": backward}))
+    forward[f"{rows}, {deep}"] = shared_memory(
+        few_keys._few_keys, constants | {"rows": few_keys.ROWS}, few_keys.FORWARD, 90
+    )
+    backward[f"{rows}, {deep}"] = [
+        shared_memory(few_keys._few_keys_backward, constants, few_keys.BACKWARD, cc) for cc in (80, 90)
+    ]
+print(json.dumps({"all": found, "forward": forward, "backward": backward}))

@@ -202,3 +202,4 @@ def test_the_compiler_takes_every_kernel(tmp_path):
     assert max(found["all"]) <= 49152  # what every GPU has
     for (rows, deep), most in few_keys.SHARED.items():
         assert max(found["backward"][f"{rows}, {deep}"]) <= most
+        assert found["forward"][f"{rows}, {deep}"] <= most  # forward is taken where the way back fits

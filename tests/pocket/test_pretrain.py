@@ -439,6 +439,37 @@ def test_frames_share_noise_where_the_motion_stage_is_told_to(copied, monkeypatc
     assert set(seen) == {((*shape, FRAMES), (*shape, 1), 0.5)}
 
 
+def test_frames_look_at_an_anchor_where_the_motion_stage_is_told_to(copied, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "cdiff.pocket.pretrain.motion.anchor_frames", lambda _unet, frames, anchor: seen.append((frames, anchor))
+    )
+    make("motion", copied)
+    assert not seen
+    make("motion", copied, anchor="first")
+    assert seen == [(FRAMES, "first")]
+
+
+def test_an_adapter_is_scored_by_clips_drawn_as_it_was_trained(monkeypatch):
+    from cdiff.pocket import WEIGHTS
+    from cdiff.pocket.pretrain import record_of
+    from cdiff.schema import Config
+    from cdiff.tasks.pretrain import _clip_drawer
+
+    class Drawn(Exception):
+        pass
+
+    def drawn(_base, _motion, video, *_others):
+        raise Drawn(video)
+
+    monkeypatch.setattr("cdiff.video.drawing.make_clip_pipeline", drawn)
+    with pytest.raises(Drawn) as caught:
+        _clip_drawer(WEIGHTS, {"steps": 2, "guidance_scale": 5.0}, Config(device="cpu"))
+    trained = json.loads(record_of(WEIGHTS, "motion").read_text())["settings"]
+    video = caught.value.args[0]
+    assert (video.anchor, video.shared_noise) == (trained["anchor"], trained["shared_noise"]) == ("middle", 0.25)
+
+
 def test_the_base_is_judged_by_what_its_pictures_show():
     """True renders in the base's place score high, two subjects too; the same picture for every prompt does not."""
     from cdiff.pocket import WEIGHTS

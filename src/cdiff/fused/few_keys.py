@@ -19,6 +19,8 @@ from cdiff.fused.launching import INTERPRETED, device_of
 MOST_KEYS = 128  # what a tile holds
 ROWS = 64  # queries of a tile, forward
 ENOUGH = 256  # programs: from there more only cost
+FORWARD = {"num_warps": 4}
+BACKWARD = {"num_warps": 8, "num_stages": 1}  # loads ahead of the tile in work would take half as much memory again
 # Backward: the bytes of shared memory that tiles of so many queries and channels take in half precision, as compiled
 # for compute capabilities 8.0 to 9.0 the most of them. Data-centre GPUs have 160 KB and more, others 99.
 SHARED = {(128, 64): 114688, (64, 64): 81920, (128, 128): 196608, (64, 128): 147456}
@@ -113,7 +115,7 @@ class _Attend(torch.autograd.Function):
     def forward(ctx, q, k, v, heads):
         out = q.new_empty(q.shape)
         grid, sizes, tile = _sizes(q, k, v, heads, ROWS)
-        _few_keys[grid](q, k, v, out, *sizes, *tile, num_warps=4)
+        _few_keys[grid](q, k, v, out, *sizes, *tile, **FORWARD)
         ctx.save_for_backward(q, k, v)
         ctx.heads = heads
         return out
@@ -127,8 +129,7 @@ class _Attend(torch.autograd.Function):
         parts = k.new_empty((2, grid[1], *k.shape), dtype=torch.float32)
         count = k.numel()
         inputs = (grad.contiguous(), q, k, v)
-        # One stage: loads ahead of the tile in work would take half as much shared memory again.
-        _few_keys_backward[grid](*inputs, of_query, parts, *sizes, count, *tile, num_warps=8, num_stages=1)
+        _few_keys_backward[grid](*inputs, of_query, parts, *sizes, count, *tile, **BACKWARD)
         _fold[(triton.cdiv(count, 256), 2)](parts, both, count, grid[1], 256)
         return of_query, both[0], both[1], None
 
