@@ -33,8 +33,8 @@ def anchor_frames(unet: nn.Module, frames: int, anchor: str) -> None:
 
 
 class AnchoredAttention:
-    """A processor of diffusers' Attention: (B * frames, N, C) -> the same, as self-attention over N keys of the own frame
-    and N of each anchor."""
+    """A processor of diffusers' Attention: (B * frames, N, C) -> the same, as self-attention over N keys of the own
+    frame and N of each anchor."""
 
     def __init__(self, frames: int, anchors: tuple[int, ...]) -> None:
         self.frames, self.anchors = frames, anchors
