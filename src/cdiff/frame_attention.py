@@ -13,7 +13,7 @@ def anchor_frames(unet: nn.Module, frames: int, anchor: str) -> None:
     """Let every spatial self-attention of a UNetMotionModel read keys and values of some frames beside the own ones.
 
     Temporal attention sees one place of the picture in all frames: what moves on is out of its sight. An anchor is
-    seen as a whole. (Text2Video-Zero, arXiv 2303.13439, section 3.3.3, has keys and values of the first frame alone;
+    seen as a whole. (Text2Video-Zero, arXiv 2303.13439, has keys and values of the first frame alone;
     Tune-A-Video, 2212.11565, those of the first and of the last before.) No weight is added or changed.
 
     Args:

@@ -105,6 +105,8 @@ def test_frames_that_look_at_an_anchor(draw):
     assert not np.array_equal(found, plain)
     together = draw(anchored, sampler=replace(SAMPLER, batch_size=2))
     assert np.abs(together.astype(int) - found.astype(int)).max() <= 2
+    windows = replace(anchored, frames=12, free_noise=6, free_noise_stride=2)  # which the temporal layers alone have
+    assert draw(windows, requests=REQUESTS[:1]).shape[1] == 12
 
 
 def test_long_clips_in_windows(draw, sd15_folder, motion_folder):
