@@ -7,6 +7,7 @@ import torch
 from diffusers import UNetMotionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
+from cdiff.errors import UserError
 from cdiff.frame_attention import AnchoredAttention, anchor_frames
 
 FRAMES = 3
@@ -91,5 +92,5 @@ def test_what_the_anchor_shows_reaches_all_frames(unet):
 
 
 def test_another_anchor_is_refused(unet):
-    with pytest.raises(ValueError, match="first, middle, three"):
+    with pytest.raises(UserError, match="first, middle, three"):
         anchor_frames(unet, 4, "last")

@@ -42,9 +42,9 @@ LAYERS = (
     ("finding",),
     ("runs",),
     ("pocket",),
-    ("catalog", "checks", "convert", "merging", "cost", "memory"),
+    ("catalog", "checks", "convert", "merging", "cost", "memory", "frame_attention"),
     ("ranges",),
-    ("schema", "suggest", "cache", "shared", "gpus", "displacement", "frame_noise", "frame_attention", "pixels"),
+    ("schema", "suggest", "cache", "shared", "gpus", "displacement", "frame_noise", "pixels"),
     ("locks", "processes", "storage", "untrusted", "hub", "provenance"),
     ("errors", "signals"),
 )

@@ -17,12 +17,11 @@ from pathlib import Path
 import torch
 
 import cdiff
-from cdiff.frame_attention import ANCHORS
 from cdiff.models import load_base, resolve_device
 from cdiff.pocket.pretrain.scores_motion import fresh_clip, score_motion
 from cdiff.pocket.world.render import render
 from cdiff.sampling import Request
-from cdiff.schema import ModelConfig, SamplerConfig, VideoConfig
+from cdiff.schema import ANCHORS, ModelConfig, SamplerConfig, VideoConfig
 from cdiff.video.drawing import draw_clips, make_clip_pipeline
 from cdiff.video.motion import animated, load_motion
 

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ANCHORS = ("first", "middle", "three")  # three: the first, the middle and the last
+from cdiff.errors import UserError
+from cdiff.schema import ANCHORS
+from cdiff.suggest import did_you_mean
 
 
 def anchor_frames(unet: nn.Module, frames: int, anchor: str) -> None:
@@ -18,13 +20,13 @@ def anchor_frames(unet: nn.Module, frames: int, anchor: str) -> None:
 
     Args:
         frames: of a clip; a batch is whole clips, one behind the other.
-        anchor: one of ANCHORS.
+        anchor: one of ANCHORS; "three" is the first, the middle and the last.
 
     Raises:
-        ValueError: another anchor.
+        UserError: another anchor.
     """
     if anchor not in ANCHORS:
-        raise ValueError(f"anchor={anchor}: one of {', '.join(ANCHORS)}")
+        raise UserError(f"anchor={anchor} is unknown; {did_you_mean(anchor, ANCHORS)}")
     places = {"first": (0,), "middle": (frames // 2,), "three": (0, frames // 2, frames - 1)}
     processor = AnchoredAttention(frames, places[anchor])
     for name, layer in unet.named_modules():

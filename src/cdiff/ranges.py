@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cdiff.schema import METHODS, TASKS
+from cdiff.schema import ANCHORS, METHODS, TASKS
 
 CHOICES = {
     "task": TASKS,
@@ -32,7 +32,7 @@ THEN = ("sample", "evaluate")
 VIDEO_CHOICES = {  # or null
     "video.schedule.beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
     "video.schedule.timestep_spacing": ("leading", "linspace", "trailing"),
-    "video.anchor": ("first", "middle", "three"),
+    "video.anchor": ANCHORS,
 }
 MOST_FRAMES = 1024
 MAX_SEED = 2**63 - 1

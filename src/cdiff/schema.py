@@ -27,6 +27,7 @@ METHODS = {  # method -> what its method.train_unet may be
     "lora": ("lora",),
 }
 VIDEO_METRICS = ("frame_consistency", "motion")  # of a clip as a whole, beside the means over its frames
+ANCHORS = ("first", "middle", "three")  # video.anchor; three: the first, the middle and the last frame
 TASKS = ("train", "sample", "video", "evaluate", "merge", "report", "export", "concept", "doctor", "pretrain")
 
 
