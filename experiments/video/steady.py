@@ -2,7 +2,7 @@
 
     python experiments/video/steady.py --ways plain free_init guidance_3
     python experiments/video/steady.py --ways rendered            # the judge's own limit
-    python experiments/video/steady.py --adapter outputs/pretrain/weights/motion --shared-noise 0.25 --clips 100
+    python experiments/video/steady.py --adapter outputs/pretrain/weights/motion --shared-noise 0.25 --margin 0
 
 Scores are those of the model card (`pretrain.stage=scores`), of clips with seeds 1000, 1001 ...; FreeInit is diffusers'
 (arXiv 2312.07537), which draws a clip several times and keeps the low frequencies of the noise between the rounds.
@@ -18,10 +18,10 @@ import torch
 
 import cdiff
 from cdiff.models import load_base, resolve_device
-from cdiff.pocket.pretrain.scores_motion import fresh_clip, score_motion
+from cdiff.pocket.pretrain.scores_motion import fresh_clip, pocket_clips, score_motion
 from cdiff.pocket.world.render import render
 from cdiff.sampling import Request
-from cdiff.schema import ANCHORS, ModelConfig, SamplerConfig, VideoConfig
+from cdiff.schema import ANCHORS, ModelConfig, SamplerConfig
 from cdiff.video.drawing import draw_clips, make_clip_pipeline
 from cdiff.video.motion import animated, load_motion
 
@@ -40,10 +40,10 @@ WAYS = {  # guidance, sampler steps, what FreeInit is told
 }
 
 
-def drawer(way: str, adapter: Path, share: float, anchor: str | None, device: torch.device):
+def drawer(way: str, adapter: Path, settings: dict, device: torch.device):
     """prompts -> clips, drawn that way."""
     guidance, steps, free_init = WAYS[way]
-    video = VideoConfig(name="pocket", motion_adapter=str(adapter), shared_noise=share, anchor=anchor)
+    video = pocket_clips(adapter, **settings)
     sampler = SamplerConfig(name="ddim", steps=steps, guidance_scale=guidance, batch_size=10)
     motion = load_motion(adapter, video, torch.float32)
     base = animated(load_base(ModelConfig(path="pocket"), torch.float32, device), motion)
@@ -72,19 +72,22 @@ def rendered():
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--adapter", type=Path, default=WEIGHTS / "motion")
-    parser.add_argument("--shared-noise", type=float, default=0.25)
-    parser.add_argument("--anchor", choices=("none", *ANCHORS), default="middle")
+    shipped = pocket_clips(WEIGHTS / "motion")
+    parser.add_argument("--shared-noise", type=float, default=shipped.shared_noise)
+    parser.add_argument("--anchor", choices=("none", *ANCHORS), default=shipped.anchor)
+    parser.add_argument("--margin", type=int, default=shipped.margin)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=[*WAYS, "rendered"])
     parser.add_argument("--clips", type=int, default=100)
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
     device = resolve_device(given.device)
     anchor = None if given.anchor == "none" else given.anchor
+    settings = {"shared_noise": given.shared_noise, "anchor": anchor, "margin": given.margin}
     print("| way | moves | all stay | class | colour | scene | right | still: stand, all stay | seconds |")
     print("|" + " --- |" * 9)
     for way in given.ways:
         start = time.monotonic()
-        draw = rendered() if way == "rendered" else drawer(way, given.adapter, given.shared_noise, anchor, device)
+        draw = rendered() if way == "rendered" else drawer(way, given.adapter, settings, device)
         found = score_motion(WEIGHTS, str(device), draw, given.clips)
         keys = ("as_asked", "all_stay", "class_stays", "color_stays", "scene_stays", "right")
         cells = [f"{found[f'moving_{key}']:g}" for key in keys]

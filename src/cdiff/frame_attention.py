@@ -12,11 +12,12 @@ from cdiff.suggest import did_you_mean
 
 
 def anchor_frames(unet: nn.Module, frames: int, anchor: str) -> None:
-    """Let every spatial self-attention of a UNetMotionModel read keys and values of some frames beside the own ones.
+    """Let spatial self-attention in a UNetMotionModel's decoder read keys and values of some frames beside the own.
 
     Temporal attention sees one place of the picture in all frames: what moves on is out of its sight. An anchor is
     seen as a whole. (Text2Video-Zero, arXiv 2303.13439, has keys and values of the first frame alone;
-    Tune-A-Video, 2212.11565, those of the first and of the last before.) No weight is added or changed.
+    Tune-A-Video, 2212.11565, those of the first and of the last before.) The encoder, which lays a frame out, sees its
+    own frame alone, or shapes suffer (as in MasaCtrl, 2304.08465). No weight is added or changed.
 
     Args:
         frames: of a clip; a batch is whole clips, one behind the other.
@@ -30,7 +31,7 @@ def anchor_frames(unet: nn.Module, frames: int, anchor: str) -> None:
     places = {"first": (0,), "middle": (frames // 2,), "three": (0, frames // 2, frames - 1)}
     processor = AnchoredAttention(frames, places[anchor])
     for name, layer in unet.named_modules():
-        if ".attentions." in name and name.endswith(".attn1"):  # those over time are in motion_modules
+        if name.startswith("up_blocks.") and ".attentions." in name and name.endswith(".attn1"):  # not motion_modules
             layer.set_processor(processor)
 
 

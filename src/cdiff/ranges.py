@@ -94,6 +94,7 @@ RANGES: dict[str, Rule] = {
     "sampler.token_adjust.alpha": between(0, 1),
     "sampler.token_adjust.beta": ABOVE_0,
     "video.frames": between(1, MOST_FRAMES),
+    "video.margin": between(0, 64),
     "video.fps": between(1, 120),
     "video.schedule.steps_offset": between(0, 999),
     "video.decode_frames": at_least(1),

@@ -184,6 +184,7 @@ class VideoConfig:
     revision: str | None = None
     variant: str | None = None  # of the adapter's weight file: fp16
     frames: int = 16
+    margin: int = 0  # frames drawn before and after these and left away: the ends of a clip come out worst
     fps: int = 8
     schedule: VideoScheduleConfig = field(default_factory=VideoScheduleConfig)
     mp4: bool = True  # beside the GIF; needs imageio-ffmpeg
@@ -192,12 +193,14 @@ class VideoConfig:
     vae_slicing: bool = False  # the VAE decodes frame after frame
     free_noise: int | None = None  # FreeNoise: frames that look at one another, in windows; null: all of them
     free_noise_stride: int = 4  # frames from one window to the next
-    anchor: str | None = (
-        None  # a frame that all others look at in spatial self-attention: first | middle | three; null: none
-    )
+    anchor: str | None = None  # frames that all others look at in the decoder: first | middle | three; null: none
     shared_noise: float = 0.0  # share of the noise's variance that all frames have in common
     cpu_offload: bool = False  # each part of the model is on the GPU while it works only
     then: list[str] = field(default_factory=list)  # [evaluate]: score the frames
+
+    @property
+    def drawn_frames(self) -> int:
+        return self.frames + 2 * self.margin
 
 
 @dataclass

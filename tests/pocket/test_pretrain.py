@@ -8,18 +8,20 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from cdiff.compose import compose, to_checked_config
 from cdiff.errors import UserError
 from cdiff.pocket.pretrain import run_stage
+from cdiff.pocket.pretrain.clips import LENGTH
 from cdiff.pocket.pretrain.loop import SETTLE, average_gradients, fit
 from cdiff.pocket.pretrain.tokenizer import build_tokenizer
 from cdiff.pocket.pretrain.vae import LATENT_CHANNELS
-from cdiff.pocket.world.motion import FRAMES
 
 COMMON = {"steps": 2, "batch_size": 4, "learning_rate": 1e-3}
 TOWER = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -253,12 +255,19 @@ def test_a_stage_that_waits_takes_the_weights_it_waited_for(copied):
     assert all(torch.equal(plain[name], waited[name]) for name in plain)
 
 
+WARM = {
+    "unet": "conv_in.weight",
+    "vae": "decoder.conv_in.weight",
+    "motion": "down_blocks.0.motion_modules.0.proj_out.weight",
+}
+
+
 def test_a_warm_start_goes_on_from_the_weights_that_are_there(copied):
     """With a learning rate of almost nothing the weights stay where they were, to half precision."""
     from safetensors.torch import load_file
 
-    for stage, place in (("unet", "unet"), ("vae", "vae")):
-        file = copied / "weights" / "base" / place / "diffusion_pytorch_model.safetensors"
+    for stage, place in (("unet", "base/unet"), ("vae", "base/vae"), ("motion", "motion")):
+        file = copied / "weights" / place / "diffusion_pytorch_model.safetensors"
         before = load_file(file)
         record = copied / "weights" / "training" / f"{stage}.json"
         first = json.loads(record.read_text())
@@ -266,7 +275,7 @@ def test_a_warm_start_goes_on_from_the_weights_that_are_there(copied):
         assert json.loads(record.read_text())["before"] == [first]
         assert "_name_or_path" not in file.with_name("config.json").read_text()
         after = load_file(file)
-        name = "conv_in.weight" if stage == "unet" else "decoder.conv_in.weight"
+        name = WARM[stage]
         assert torch.allclose(before[name].float(), after[name].float(), atol=1e-3)
         make(stage, copied, learning_rate=1e-3, steps=8)
         assert not torch.allclose(before[name].float(), load_file(file)[name].float(), atol=1e-3)
@@ -434,9 +443,24 @@ def test_frames_share_noise_where_the_motion_stage_is_told_to(copied, monkeypatc
         return real(own, common, share)
 
     monkeypatch.setattr(motion, "share_noise", noted)
-    make("motion", copied, shared_noise=0.5)
+    make("motion", copied, shared_noise=[0.25, 0.5])
     shape = (SETTINGS["motion"]["batch_size"], LATENT_CHANNELS)
-    assert set(seen) == {((*shape, FRAMES), (*shape, 1), 0.5)}
+    assert {(own, common) for own, common, _ in seen} == {((*shape, LENGTH), (*shape, 1))}
+    shares = torch.cat([share.flatten() for *_, share in seen])
+    assert len(set(shares.tolist())) == len(shares) == shape[0] * len(seen)  # each clip has its own
+    assert shares.min() >= 0.25 and shares.max() <= 0.5
+
+
+@pytest.mark.parametrize("given", [0.5, [0.5], [0.5, 0.2], [0.1, 1.5], "much", ["a", "b"]])
+def test_a_range_of_shared_noise_that_is_none(copied, given):
+    with pytest.raises(UserError, match="two numbers from 0 to 1"):
+        make("motion", copied, shared_noise=given)
+
+
+def test_a_warm_start_without_weights(copied):
+    shutil.rmtree(copied / "weights" / "motion")
+    with pytest.raises(UserError, match=r"there are none in .*motion"):
+        make("motion", copied, warm_start=True)
 
 
 def test_frames_look_at_an_anchor_where_the_motion_stage_is_told_to(copied, monkeypatch):
@@ -447,12 +471,11 @@ def test_frames_look_at_an_anchor_where_the_motion_stage_is_told_to(copied, monk
     make("motion", copied)
     assert not seen
     make("motion", copied, anchor="first")
-    assert seen == [(FRAMES, "first")]
+    assert seen == [(LENGTH, "first")]
 
 
-def test_an_adapter_is_scored_by_clips_drawn_as_it_was_trained(monkeypatch):
+def test_an_adapter_is_scored_by_clips_drawn_as_task_video_draws_them(monkeypatch):
     from cdiff.pocket import WEIGHTS
-    from cdiff.pocket.pretrain import record_of
     from cdiff.schema import Config
     from cdiff.tasks.pretrain import _clip_drawer
 
@@ -463,11 +486,12 @@ def test_an_adapter_is_scored_by_clips_drawn_as_it_was_trained(monkeypatch):
         raise Drawn(video)
 
     monkeypatch.setattr("cdiff.video.drawing.make_clip_pipeline", drawn)
+    settings = {"steps": 2, "guidance_scale": 5.0, "video": {"shared_noise": 0.0}}
     with pytest.raises(Drawn) as caught:
-        _clip_drawer(WEIGHTS, {"steps": 2, "guidance_scale": 5.0}, Config(device="cpu"))
-    trained = json.loads(record_of(WEIGHTS, "motion").read_text())["settings"]
-    video = caught.value.args[0]
-    assert (video.anchor, video.shared_noise) == (trained["anchor"], trained["shared_noise"]) == ("middle", 0.25)
+        _clip_drawer(WEIGHTS, settings, Config(device="cpu"))
+    words = ["task=video", "video=pocket", "video.shared_noise=0"]
+    asked = to_checked_config(compose(words, [])).video
+    assert caught.value.args[0] == replace(asked, motion_adapter=str(WEIGHTS / "motion"))
 
 
 def test_the_base_is_judged_by_what_its_pictures_show():

@@ -181,6 +181,17 @@ def test_clips_move_one_subject_through_a_still_scene(kind):
         assert clip_caption(clip, rng, 1.0)
 
 
+def test_a_margin_goes_on_with_the_movement_at_its_pace():
+    for seed in range(40):
+        clip = sample_clip(random.Random(seed), margin=3)
+        assert len(clip.frames) == FRAMES + 6
+        places = [frame.subjects[0].x for frame in clip.frames]
+        ways = [b - a for a, b in itertools.pairwise(places)]
+        assert max(ways) - min(ways) < 3e-4  # rounding alone
+        assert all(0.1 < x < 0.9 for x in places)
+        assert len({frame.subjects[0].phase for frame in clip.frames}) in (1, FRAMES + 5, FRAMES + 6)
+
+
 def test_the_shadow_of_a_flying_bird_stays_on_the_ground():
     low, high = (np.asarray(render(alone("studio", "bird", "red", 3, phase=0.3, lift=lift))) for lift in (0.0, 0.25))
     rows = np.abs(low.astype(int) - np.asarray(render(Scene("studio", 3, ()))).astype(int)).sum((1, 2)).nonzero()[0]

@@ -109,6 +109,12 @@ def test_frames_that_look_at_an_anchor(draw):
     assert draw(windows, requests=REQUESTS[:1]).shape[1] == 12
 
 
+def test_a_margin_is_drawn_and_left_away(draw):
+    with_all = draw(replace(VIDEO, frames=8, anchor="first", shared_noise=0.5))
+    kept = draw(replace(VIDEO, frames=4, margin=2, anchor="first", shared_noise=0.5))
+    assert np.abs(kept.astype(int) - with_all[:, 2:6]).max() <= 2
+
+
 def test_long_clips_in_windows(draw, sd15_folder, motion_folder):
     ours = draw(replace(VIDEO, frames=12, free_noise=6, free_noise_stride=2), requests=REQUESTS[:1])[0]
     theirs = stock(sd15_folder, motion_folder, ddim(sd15_folder), REQUESTS[0], frames=12, window=6)

@@ -67,6 +67,8 @@ def test_an_adapter_of_another_shape(changes, sentence, sd15_folder, tmp_path):
 def test_more_frames_than_the_adapter_takes(sd15_folder, motion_folder):
     with pytest.raises(UserError, match=r"video.frames=9: .* 8 frames at most"):
         fit(motion_folder, sd15_folder, frames=9)
+    with pytest.raises(UserError, match=r"video.frames=7 \(and video.margin=1 before and after\): .* 8 frames at most"):
+        fit(motion_folder, sd15_folder, frames=7, margin=1)
     with pytest.raises(UserError, match=r"video.free_noise=9: .* 8 frames at most"):
         fit(motion_folder, sd15_folder, frames=40, free_noise=9)
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from cdiff.errors import UserError
-from cdiff.pocket.pretrain import STAGES, record_of, run_stage
+from cdiff.pocket.pretrain import STAGES, run_stage
 from cdiff.schema import Config
 
 
@@ -96,16 +96,14 @@ def _clip_drawer(weights: Path, settings: dict, cfg: Config):
     import torch
 
     from cdiff.models import load_base, resolve_device
+    from cdiff.pocket.pretrain.scores_motion import pocket_clips
     from cdiff.sampling import Request, image_seed
-    from cdiff.schema import ModelConfig, SamplerConfig, VideoConfig
+    from cdiff.schema import ModelConfig, SamplerConfig
     from cdiff.video.drawing import draw_clips, make_clip_pipeline
     from cdiff.video.motion import animated, load_motion
 
     device = resolve_device(cfg.device)
-    record = record_of(weights, "motion")  # an adapter is drawn with as it was trained
-    trained = json.loads(record.read_text())["settings"] if record.exists() else {}
-    ways = {name: trained[name] for name in ("shared_noise", "anchor") if name in trained}
-    video = VideoConfig(name="pocket", motion_adapter=str(weights / "motion"), **ways)
+    video = pocket_clips(weights / "motion", **settings.get("video", {}))
     steps, scale = settings["steps"], settings["guidance_scale"]
     sampler = SamplerConfig(name="ddim", steps=steps, guidance_scale=scale, batch_size=settings.get("clips_at_once", 1))
     base = load_base(ModelConfig(path=str(weights / "base")), torch.float32, str(device))

@@ -53,7 +53,7 @@ def make_clip_pipeline(
     if conf.vae_slicing:
         base.vae.enable_slicing()
     if conf.anchor is not None:
-        anchor_frames(base.unet, conf.frames, conf.anchor)
+        anchor_frames(base.unet, conf.drawn_frames, conf.anchor)
     if conf.free_noise is not None:
         pipe.enable_free_noise(context_length=conf.free_noise, context_stride=conf.free_noise_stride)
     if conf.cpu_offload:
@@ -112,7 +112,7 @@ def _draw(
         return {}
 
     generators = [torch.Generator().manual_seed(request.seed) for request in batch]
-    size = (1, base.unet.config.in_channels, conf.frames, side, side, torch.float32, CPU)
+    size = (1, base.unet.config.in_channels, conf.drawn_frames, side, side, torch.float32, CPU)
     # The pipeline's own noise (FreeNoise shuffles it), in fp32 whatever the precision; it scales by sigma itself.
     noise = torch.cat([pipe.prepare_latents(*size, generator) for generator in generators])
     noise = noise / pipe.scheduler.init_noise_sigma
@@ -125,7 +125,7 @@ def _draw(
         latents = pipe(
             prompt=prompts[0] if alone else prompts,
             negative_prompt=sampler.negative_prompt if alone else [sampler.negative_prompt] * len(batch),
-            num_frames=conf.frames,
+            num_frames=conf.drawn_frames,
             height=side,
             width=side,
             num_inference_steps=sampler.steps,
@@ -137,7 +137,8 @@ def _draw(
             callback_on_step_end=after_step,
         ).frames
         at_once = conf.decode_frames or max(1, DECODE_PIXELS // side**2)
-        clips = [decode_frames(base, clip.transpose(0, 1), at_once) for clip in latents]
+        kept = latents[:, :, conf.margin : conf.margin + conf.frames]
+        clips = [decode_frames(base, clip.transpose(0, 1), at_once) for clip in kept]
     pipe.maybe_free_model_hooks()
     return clips
 

@@ -130,10 +130,11 @@ def _check_frames(longest: int, conf: VideoConfig) -> None:
         raise UserError(
             f"video.free_noise={conf.free_noise}: a window of this motion adapter has {longest} frames at most."
         )
-    if conf.free_noise is None and conf.frames > longest:
+    if conf.free_noise is None and conf.drawn_frames > longest:
+        margin = f" (and video.margin={conf.margin} before and after)" if conf.margin else ""
         raise UserError(
-            f"video.frames={conf.frames}: this motion adapter takes {longest} frames at most; video.free_noise=N draws "
-            "longer clips, in windows of N frames."
+            f"video.frames={conf.frames}{margin}: this motion adapter takes {longest} frames at most; "
+            "video.free_noise=N draws longer clips, in windows of N frames."
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cdiff.errors import UserError
 from cdiff.pocket import WEIGHTS
+from cdiff.pocket.pretrain.card import MODELS
 
 STAGES = (
     *("pictures", "judge", "clips"),  # render
@@ -70,6 +71,11 @@ def run_stage(
     for need in needs:
         if not (record_of(weights, need).exists() or settings.get("wait")):
             raise UserError(f"stage {stage} needs the weights of stage {need} in {weights}: run that one first")
+    if settings.get("warm_start") and not any((weights / MODELS[stage][0]).glob("*.safetensors")):
+        raise UserError(
+            f"pretrain.settings.{stage}.warm_start=true goes on from weights, and there are none in "
+            f"{weights / MODELS[stage][0]}"
+        )
     if stage != "motion":
         settings = {"pictures": pictures} | settings
     return _train(stage, folder / data, weights, settings, minutes, device, log)

@@ -19,7 +19,11 @@ MODELS = {
         "pairs of pictures of one individual",
     ),
     "blip": ("blip", "BlipForImageTextRetrieval, for its ITC cosine", "pictures and captions"),
-    "motion": ("motion", "MotionAdapter (AnimateDiff) for base/unet", "clips of 16 frames and captions"),
+    "motion": (
+        "motion",
+        "MotionAdapter (AnimateDiff) for base/unet",
+        "clips of 16 frames, 2 more at each end, and captions",
+    ),
 }
 HEAD = """---
 license: apache-2.0

@@ -13,23 +13,24 @@ from accelerate import PartialState
 from diffusers import AutoencoderKL
 
 from cdiff.pocket.pretrain.pictures import RESOLUTION, WORDS, render_shards, write_arrays
-from cdiff.pocket.world.motion import FRAMES, Clip, clip_caption, sample_clip
+from cdiff.pocket.world.motion import FRAMES, MARGIN, Clip, clip_caption, sample_clip
 from cdiff.pocket.world.render import render
 
 SHARD = 250  # clips in a shard
+LENGTH = FRAMES + 2 * MARGIN  # frames that training sees
 CAPTIONS = (0.0, 0.5, 1.0)  # the `detail` of each caption kept with a clip
 
 
 def clip_at(index: int, split: str = "train", base: int = 0) -> Clip:
-    return sample_clip(random.Random(f"{split}/clip/{index}"), base=base)
+    return sample_clip(random.Random(f"{split}/clip/{index}"), base=base, margin=MARGIN)
 
 
 def render_clip_shard(folder: str, shard: int, size: int) -> int:
-    """Writes clips [shard * size, (shard + 1) * size): pixels (size, 16, 128, 128, 3), ids (size, 3, WORDS)."""
+    """Writes clips [shard * size, (shard + 1) * size): pixels (size, LENGTH, 128, 128, 3), ids (size, 3, WORDS)."""
     from cdiff.pocket.pretrain.tokenizer import build_tokenizer
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    pixels = np.empty((size, FRAMES, RESOLUTION, RESOLUTION, 3), np.uint8)
+    pixels = np.empty((size, LENGTH, RESOLUTION, RESOLUTION, 3), np.uint8)
     texts: list[str] = []
     for row in range(size):
         clip = clip_at(shard * size + row)
@@ -45,12 +46,12 @@ def render_clip_shard(folder: str, shard: int, size: int) -> int:
 
 def render_clips(folder: Path, count: int, workers: int, log, size: int = SHARD) -> None:
     """Renders `count` training clips in shards of `size`; shards that exist are kept."""
-    about = {"resolution": RESOLUTION, "shard": size, "frames": FRAMES}
+    about = {"resolution": RESOLUTION, "shard": size, "frames": LENGTH}
     render_shards(render_clip_shard, folder, "clips", about, -(-count // size), workers, log)
 
 
 class ClipLatents:
-    """Latents of the clips, encoded shard by shard as they are rendered: (N, 16, C, 16, 16) fp16 on the device."""
+    """Latents of the clips, encoded shard by shard as they are rendered: (N, LENGTH, C, 16, 16) fp16 on the device."""
 
     def __init__(self, folder: Path, vae: AutoencoderKL, count: int, device: torch.device):
         self.folder, self.vae, self.filled, self.device = folder, vae, 0, device
@@ -58,7 +59,7 @@ class ClipLatents:
         state = PartialState()
         self.next, self.stride = state.process_index, state.num_processes  # each process has shards of its own
         rows = max(1, count // self.shard) * self.shard
-        shape = (rows, FRAMES, vae.config.latent_channels, RESOLUTION // 8, RESOLUTION // 8)
+        shape = (rows, LENGTH, vae.config.latent_channels, RESOLUTION // 8, RESOLUTION // 8)
         self.latents = torch.empty(shape, dtype=torch.float16, device=device)
         self.ids = torch.empty((rows, len(CAPTIONS), WORDS), dtype=torch.int16, device=device)
 
@@ -77,7 +78,7 @@ class ClipLatents:
             images = images.flatten(0, 1).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
                 latents = self.vae.encode(images).latent_dist.mode()
-            latents = (latents.float() * self.vae.config.scaling_factor).half().unflatten(0, (-1, FRAMES))
+            latents = (latents.float() * self.vae.config.scaling_factor).half().unflatten(0, (-1, LENGTH))
             self.latents[self.filled + row : self.filled + row + len(latents)] = latents
         ids = torch.from_numpy(np.load(self.folder / f"{self.next:04d}-ids.npy"))
         self.ids[self.filled : self.filled + self.shard] = ids.to(self.device)

@@ -7,6 +7,7 @@ from that schedule alone. motion/scheduler_config.json carries it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,10 +15,11 @@ from accelerate import PartialState
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from transformers import CLIPTextModel
 
+from cdiff.errors import UserError
 from cdiff.frame_attention import anchor_frames
 from cdiff.frame_noise import share_noise
 from cdiff.pocket.pretrain import base_of_motion
-from cdiff.pocket.pretrain.clips import CAPTIONS, ClipLatents
+from cdiff.pocket.pretrain.clips import CAPTIONS, LENGTH, ClipLatents
 from cdiff.pocket.pretrain.loop import compiled, fit, part_ways, save_half, wait_for
 from cdiff.pocket.pretrain.tokenizer import MAX_LENGTH, build_tokenizer, check_vocabulary
 from cdiff.pocket.pretrain.unet import SCHEDULE, min_snr_weight
@@ -58,6 +60,21 @@ def joined(unet: UNet2DConditionModel, adapter: MotionAdapter) -> UNetMotionMode
     return model
 
 
+def shared_range(given: object) -> tuple[float, float]:
+    """The least and the most share of the noise that a clip's frames have in common.
+
+    Raises:
+        UserError: not two numbers from 0 to 1, in order.
+    """
+    values = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
+    if len(values) != 2 or not all(isinstance(v, int | float) for v in values) or not 0 <= values[0] <= values[1] <= 1:
+        raise UserError(
+            "pretrain.settings.motion.shared_noise must be the least and the most share, two numbers from 0 to 1 "
+            f"such as [0.3,0.5], got {given}."
+        )
+    return float(values[0]), float(values[1])
+
+
 def train_motion(clips: Path, device: torch.device, settings: dict, minutes: float | None, folder: Path, log) -> int:
     torch.manual_seed(5)
     base, tokenizer = base_of_motion(folder, settings), build_tokenizer()
@@ -66,10 +83,13 @@ def train_motion(clips: Path, device: torch.device, settings: dict, minutes: flo
     text_encoder = CLIPTextModel.from_pretrained(base / "text_encoder", dtype=torch.float32).to(device).eval()
     text_encoder.requires_grad_(False)
     unet = UNet2DConditionModel.from_pretrained(base / "unet", torch_dtype=torch.float32).to(device)
-    adapter = build_motion(unet, settings.get("layers", (1, 0)), settings.get("mid", False)).to(device)
+    if settings.get("warm_start"):
+        adapter = MotionAdapter.from_pretrained(folder / "motion", torch_dtype=torch.float32).to(device)
+    else:
+        adapter = build_motion(unet, settings.get("layers", (1, 0)), settings.get("mid", False)).to(device)
     model = joined(unet, adapter).to(device).train()
     if settings.get("anchor"):
-        anchor_frames(model, FRAMES, settings["anchor"])
+        anchor_frames(model, LENGTH, settings["anchor"])
     del unet
     part_ways(5)
     alphas = DDPMScheduler(**SCHEDULE).alphas_cumprod.to(device)
@@ -79,12 +99,12 @@ def train_motion(clips: Path, device: torch.device, settings: dict, minutes: flo
     for _ in range(settings.get("first_shards", 4) - 1):
         latents.refresh()
     empty = torch.tensor(tokenizer([""], padding="max_length", max_length=MAX_LENGTH).input_ids, device=device)
-    size = settings["batch_size"]
+    size, (least, most) = settings["batch_size"], shared_range(settings.get("shared_noise", (0.0, 0.0)))
 
     def noise_loss(clean: torch.Tensor, ids: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor):
         """clean, noise: (B, C, F, h, w); one timestep a clip. Gives the squared error of each clip (B,)."""
         with torch.no_grad():
-            hidden = text_encoder(ids).last_hidden_state.repeat_interleave(FRAMES, dim=0)
+            hidden = text_encoder(ids).last_hidden_state.repeat_interleave(LENGTH, dim=0)
         a = alphas[timesteps].view(-1, 1, 1, 1, 1)
         noisy = a.sqrt() * clean + (1 - a).sqrt() * noise
         predicted = model(noisy, timesteps, hidden, return_dict=False)[0]
@@ -102,9 +122,8 @@ def train_motion(clips: Path, device: torch.device, settings: dict, minutes: flo
         dropped = torch.rand(size, 1, device=device) < settings["caption_drop"]
         clean = latents.latents[index].float().transpose(1, 2).contiguous()
         timesteps = torch.randint(0, len(alphas), (size,), device=device)
-        noise = share_noise(
-            torch.randn_like(clean), torch.randn_like(clean[:, :, :1]), settings.get("shared_noise", 0.0)
-        )
+        shared = least + (most - least) * torch.rand(size, 1, 1, 1, 1, device=device)
+        noise = share_noise(torch.randn_like(clean), torch.randn_like(clean[:, :, :1]), shared)
         return clean, torch.where(dropped, empty, ids), noise, timesteps
 
     def loss_of(

@@ -10,17 +10,27 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from cdiff import catalog
+from cdiff.convert import to_config
 from cdiff.displacement import displacement
 from cdiff.pocket.pretrain.scores import share, spoken
 from cdiff.pocket.probe import Probe, Seen
 from cdiff.pocket.world.captions import caption
 from cdiff.pocket.world.motion import Clip, sample_clip, verb
 from cdiff.pocket.world.sample import FRESH
+from cdiff.schema import VideoConfig
+from cdiff.untrusted import read_yaml
 
 DrawClips = Callable[[list[str]], list[list[Image.Image]]]
 
 MOVES = 0.06  # of the side, over a clip: less is standing still
 STEADY = 0.9  # share of a clip's frames that must agree
+
+
+def pocket_clips(adapter: Path, **changes) -> VideoConfig:
+    """How task=video draws with the shipped adapter (conf/video/pocket.yaml), for another one."""
+    values = read_yaml(catalog.groups()["video"]["pocket"])["video"]
+    return to_config({"video": values | {"motion_adapter": str(adapter)} | changes}).video
 
 
 def fresh_clip(index: int, moving: bool) -> Clip:

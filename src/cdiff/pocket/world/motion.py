@@ -16,6 +16,7 @@ from cdiff.pocket.world.scenes import ground
 from cdiff.pocket.world.spec import ACCESSORIES, KINDS, LIVE_KINDS, SCENES, Identity, Scene, Subject
 
 FRAMES = 16
+MARGIN = 2  # frames before and after a clip that the motion adapter is trained with (see video.margin)
 STILL = 0.15  # share of clips in which nothing moves
 WIDTH = {"car": 1.45, "bird": 0.7}  # of a subject of size 1; 1.0 for the others
 
@@ -60,7 +61,7 @@ def movements_of(kind: str, background: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Clip:
-    """FRAMES scenes that differ in the place, height and phase of their one subject."""
+    """FRAMES scenes (and twice a margin) that differ in the place, height and phase of their one subject."""
 
     frames: tuple[Scene, ...]
     movement: str
@@ -78,8 +79,10 @@ def sample_clip(
     base: int = 0,
     movement: str | None = None,
     background: str | None = None,
+    margin: int = 0,
 ) -> Clip:
-    """A random clip, outside the held-out combinations; identities' seeds start at `base`."""
+    """A random clip, outside the held-out combinations; identities' seeds start at `base`. `margin` frames more before
+    it and after it go on with the movement at the same pace."""
     for _ in range(200):
         who = identity or sample_identity(rng, rng.choice(KINDS), base=base)
         place = background or rng.choice(SCENES)
@@ -90,26 +93,27 @@ def sample_clip(
         seed = rng.randrange(48)
         scene = Scene(place, seed, (subject,))
         if not is_held_out(scene):
-            return Clip(_frames(rng, scene, move), move)
+            return Clip(_frames(rng, scene, move, margin), move)
     raise ValueError(f"no clip of {identity} in {background} lies outside the held-out combinations")
 
 
-def _frames(rng: random.Random, scene: Scene, move: str) -> tuple[Scene, ...]:
+def _frames(rng: random.Random, scene: Scene, move: str, more: int) -> tuple[Scene, ...]:
     """Places the subject and moves it at an even pace."""
     subject, how = scene.subjects[0], MOVEMENTS[move]
     low, high = ground(scene.background, scene.background_seed)
     kind = subject.identity.kind
     size = rng.uniform(0.34, 0.42) if kind == "car" else rng.uniform(0.4, 0.56)
     margin = 0.42 * size * WIDTH.get(kind, 1.0)  # a little of it may leave the picture
-    distance = min(rng.uniform(*how.distance), 1.0 - 2.0 * margin)
-    start = rng.uniform(margin, 1.0 - margin - distance)
+    stretch = 1.0 + 2.0 * more / (FRAMES - 1)
+    distance = min(rng.uniform(*how.distance), (1.0 - 2.0 * margin) / stretch)
+    start = rng.uniform(margin, 1.0 - margin - distance * stretch) + distance * (stretch - 1.0) / 2.0
     flip = rng.random() < 0.5
     y = min(max(rng.uniform(low + 0.3 * (high - low), high), 1.2 * size + 0.02), 0.96)
     hops, arc, cycles = rng.choice(how.hops or (0,)), rng.uniform(*how.high), rng.uniform(*how.cycles)
     room = max(0.0, y - 1.2 * size)  # so that the head stays in the picture
     above = min(rng.uniform(0.1, 0.22), room - arc) if move == "fly" else 0.0
     begin, out = rng.random(), []
-    for number in range(FRAMES):
+    for number in range(-more, FRAMES + more):
         t = number / (FRAMES - 1)
         x = start + distance * t
         turn = begin + hops * t
