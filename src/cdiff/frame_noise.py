@@ -12,6 +12,4 @@ def share_noise(own: torch.Tensor, common: torch.Tensor, share: float | torch.Te
     of which correlate by `share` (a number, or a tensor that broadcasts): 0 gives `own`, 1 the same noise in every
     frame. (The paper's alpha is the square root of share / (1 - share).)
     """
-    if isinstance(share, (int, float)) and not share:
-        return own
     return share**0.5 * common + (1 - share) ** 0.5 * own

@@ -457,6 +457,13 @@ def test_a_range_of_shared_noise_that_is_none(copied, given):
         make("motion", copied, shared_noise=given)
 
 
+def test_clips_of_another_length_are_refused(copied):
+    index = copied / "clips" / "clips.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"frames": 16}))
+    with pytest.raises(UserError, match="clips of 16 frames, and training takes 20"):
+        make("motion", copied)
+
+
 def test_a_warm_start_without_weights(copied):
     shutil.rmtree(copied / "weights" / "motion")
     with pytest.raises(UserError, match=r"there are none in .*motion"):

@@ -103,7 +103,7 @@ def _clip_drawer(weights: Path, settings: dict, cfg: Config):
     from cdiff.video.motion import animated, load_motion
 
     device = resolve_device(cfg.device)
-    video = pocket_clips(weights / "motion", **settings.get("video", {}))
+    video = pocket_clips(weights / "motion", **(settings.get("video") or {}))
     steps, scale = settings["steps"], settings["guidance_scale"]
     sampler = SamplerConfig(name="ddim", steps=steps, guidance_scale=scale, batch_size=settings.get("clips_at_once", 1))
     base = load_base(ModelConfig(path=str(weights / "base")), torch.float32, str(device))

@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 from diffusers import AutoencoderKL
 
+from cdiff.errors import UserError
 from cdiff.pocket.pretrain.pictures import RESOLUTION, WORDS, render_shards, write_arrays
 from cdiff.pocket.world.motion import FRAMES, MARGIN, Clip, clip_caption, sample_clip
 from cdiff.pocket.world.render import render
@@ -54,8 +55,18 @@ class ClipLatents:
     """Latents of the clips, encoded shard by shard as they are rendered: (N, LENGTH, C, 16, 16) fp16 on the device."""
 
     def __init__(self, folder: Path, vae: AutoencoderKL, count: int, device: torch.device):
+        """
+        Raises:
+            UserError: clips of another length, which an earlier version rendered.
+        """
         self.folder, self.vae, self.filled, self.device = folder, vae, 0, device
-        self.shard = json.loads((folder / "clips.json").read_text())["shard"]
+        about = json.loads((folder / "clips.json").read_text())
+        if about["frames"] != LENGTH:
+            raise UserError(
+                f"{folder} holds clips of {about['frames']} frames, and training takes {LENGTH}: remove it, and run "
+                "task=pretrain pretrain.stage=clips again"
+            )
+        self.shard = about["shard"]
         state = PartialState()
         self.next, self.stride = state.process_index, state.num_processes  # each process has shards of its own
         rows = max(1, count // self.shard) * self.shard

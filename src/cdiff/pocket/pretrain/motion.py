@@ -78,6 +78,7 @@ def shared_range(given: object) -> tuple[float, float]:
 def train_motion(clips: Path, device: torch.device, settings: dict, minutes: float | None, folder: Path, log) -> int:
     torch.manual_seed(5)
     base, tokenizer = base_of_motion(folder, settings), build_tokenizer()
+    least, most = shared_range(settings.get("shared_noise", (0.0, 0.0)))
     check_vocabulary(tokenizer, base / "tokenizer")
     vae = AutoencoderKL.from_pretrained(base / "vae", dtype=torch.float32).to(device).eval()
     text_encoder = CLIPTextModel.from_pretrained(base / "text_encoder", dtype=torch.float32).to(device).eval()
@@ -99,7 +100,7 @@ def train_motion(clips: Path, device: torch.device, settings: dict, minutes: flo
     for _ in range(settings.get("first_shards", 4) - 1):
         latents.refresh()
     empty = torch.tensor(tokenizer([""], padding="max_length", max_length=MAX_LENGTH).input_ids, device=device)
-    size, (least, most) = settings["batch_size"], shared_range(settings.get("shared_noise", (0.0, 0.0)))
+    size = settings["batch_size"]
 
     def noise_loss(clean: torch.Tensor, ids: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor):
         """clean, noise: (B, C, F, h, w); one timestep a clip. Gives the squared error of each clip (B,)."""

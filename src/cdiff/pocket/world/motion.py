@@ -97,23 +97,23 @@ def sample_clip(
     raise ValueError(f"no clip of {identity} in {background} lies outside the held-out combinations")
 
 
-def _frames(rng: random.Random, scene: Scene, move: str, more: int) -> tuple[Scene, ...]:
+def _frames(rng: random.Random, scene: Scene, move: str, margin: int) -> tuple[Scene, ...]:
     """Places the subject and moves it at an even pace."""
     subject, how = scene.subjects[0], MOVEMENTS[move]
     low, high = ground(scene.background, scene.background_seed)
     kind = subject.identity.kind
     size = rng.uniform(0.34, 0.42) if kind == "car" else rng.uniform(0.4, 0.56)
-    margin = 0.42 * size * WIDTH.get(kind, 1.0)  # a little of it may leave the picture
-    stretch = 1.0 + 2.0 * more / (FRAMES - 1)
-    distance = min(rng.uniform(*how.distance), (1.0 - 2.0 * margin) / stretch)
-    start = rng.uniform(margin, 1.0 - margin - distance * stretch) + distance * (stretch - 1.0) / 2.0
+    edge = 0.42 * size * WIDTH.get(kind, 1.0)  # a little of it may leave the picture
+    stretch = 1.0 + 2.0 * margin / (FRAMES - 1)
+    distance = min(rng.uniform(*how.distance), (1.0 - 2.0 * edge) / stretch)
+    start = rng.uniform(edge, 1.0 - edge - distance * stretch) + distance * (stretch - 1.0) / 2.0
     flip = rng.random() < 0.5
     y = min(max(rng.uniform(low + 0.3 * (high - low), high), 1.2 * size + 0.02), 0.96)
     hops, arc, cycles = rng.choice(how.hops or (0,)), rng.uniform(*how.high), rng.uniform(*how.cycles)
     room = max(0.0, y - 1.2 * size)  # so that the head stays in the picture
     above = min(rng.uniform(0.1, 0.22), room - arc) if move == "fly" else 0.0
     begin, out = rng.random(), []
-    for number in range(-more, FRAMES + more):
+    for number in range(-margin, FRAMES + margin):
         t = number / (FRAMES - 1)
         x = start + distance * t
         turn = begin + hops * t
