@@ -8,7 +8,6 @@ import pytest
 import torch
 from test_stepping import Tape
 
-from cdiff import execution
 from cdiff.execution import SETTLE, Graphed, choose, compiled
 from cdiff.sampling import make_requests, sample
 from cdiff.schema import SamplerConfig
@@ -116,4 +115,4 @@ def test_by_count_a_step_of_sampling_is_one_pass_and_pictures_are_decoded_in_bat
 
 
 def test_nothing_is_compiled_unasked():
-    assert execution.COMPILE_FROM is None  # until experiments/speed has measured what it costs and saves
+    assert choose("train.execution", "auto", 10**9, torch.device("cuda")) == "graph"

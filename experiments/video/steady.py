@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--shared-noise", type=float, default=shipped.shared_noise)
     parser.add_argument("--anchor", choices=("none", *ANCHORS), default=shipped.anchor)
     parser.add_argument("--margin", type=int, default=shipped.margin)
+    parser.add_argument("--spacing", default=shipped.schedule.timestep_spacing, help="of the timesteps")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=[*WAYS, "rendered"])
     parser.add_argument("--clips", type=int, default=100)
     parser.add_argument("--device", default="auto")
@@ -83,6 +84,7 @@ def main() -> None:
     device = resolve_device(given.device)
     anchor = None if given.anchor == "none" else given.anchor
     settings = {"shared_noise": given.shared_noise, "anchor": anchor, "margin": given.margin}
+    settings["schedule"] = {"timestep_spacing": given.spacing}
     print("| way | moves | all stay | class | colour | scene | right | still: stand, all stay | seconds |")
     print("|" + " --- |" * 9)
     for way in given.ways:

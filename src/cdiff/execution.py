@@ -18,10 +18,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 log = logging.getLogger("cdiff")
 
 SETTLE = 3  # calls before a capture: libraries choose their kernels and allocate in them
-# Calls from which an execution is taken unasked. A capture costs some calls' time and saves the launching of some
-# thousand kernels in each. What compiling costs against what it saves is not measured yet: it is never taken unasked.
+# Calls from which graphs are taken unasked. A capture costs some calls' time and saves the launching of some thousand
+# kernels in each. Compiling never pays back (experiments/speed): it is never taken unasked.
 GRAPH_FROM = 50
-COMPILE_FROM: int | None = None
 
 Record = Callable[[Callable[[], None]], Callable[[], None]]  # a function on fixed tensors -> what does the same again
 
@@ -39,8 +38,6 @@ def choose(setting: str, wanted: str, calls: int, device: torch.device, precisio
         return "eager"
     if wanted != "auto":
         return wanted
-    if COMPILE_FROM is not None and calls >= COMPILE_FROM:
-        return "compile"
     return "graph" if calls >= GRAPH_FROM else "eager"
 
 

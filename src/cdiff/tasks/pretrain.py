@@ -82,7 +82,7 @@ def _drawer(weights: Path, settings: dict, cfg: Config):
     from cdiff.schema import ModelConfig, SamplerConfig
 
     steps, scale = settings["steps"], settings["guidance_scale"]
-    sampler = SamplerConfig(name="ddim", steps=steps, guidance_scale=scale, batch_size=50)
+    sampler = SamplerConfig(name="ddim", steps=steps, guidance_scale=scale, eta=settings["eta"], batch_size=50)
     base = load_base(ModelConfig(path=str(weights / "base")), torch.float32, str(resolve_device(cfg.device)))
 
     def draw(prompts: list[str]) -> list:
