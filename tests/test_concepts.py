@@ -105,6 +105,23 @@ def test_rare_initializers_go_by_the_order_of_the_concepts(tmp_path):
         resolve_concepts(config(override=ConceptConfig(initializer="rare"), **chosen, c8=chosen["c0"]))
 
 
+def test_a_token_that_starts_from_looks_starts_from_the_word_of_the_source_that_is_used(tmp_path):
+    def found(world: str, initializer: str | None = None, **more) -> str:
+        own = ConceptConfig(class_word="dog", sources={"pocket": "pocket:dog", "photo": str(tmp_path)}, **more)
+        cfg = config(world, ConceptConfig(initializer=initializer), dog=own)
+        cfg.method.initializer = "looks"
+        return resolve_concepts(cfg)[0].initializer
+
+    looks = {"pocket": "brown"}
+    assert found("pocket", looks=looks) == "brown"
+    assert found("photo", looks=looks) == "dog"  # of other pictures nothing is said
+    assert found("pocket") == "dog" and found("pocket", "cat", looks=looks) == "cat"
+    assert found("pocket", looks=looks, images=str(tmp_path)) == "dog"  # the user's own pictures
+    assert found("pocket", "looks", looks=looks) == "brown"
+    with pytest.raises(UserError, match=r"concepts\.a\.looks="):
+        resolve_concepts(config(override=ConceptConfig(looks=looks), a=ConceptConfig(), b=ConceptConfig()))
+
+
 def test_overrides(tmp_path):
     own = ConceptConfig(class_word="cat", sources={"photo": "google/dreambooth:cat"})
     (tmp_path / "mine").mkdir()

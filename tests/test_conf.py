@@ -14,6 +14,7 @@ from cdiff.compose import compose, to_checked_config
 from cdiff.convert import OF_ONE_TASK
 from cdiff.errors import UserError
 from cdiff.pocket import WEIGHTS
+from cdiff.pocket.gallery import GALLERY
 from cdiff.pocket.pretrain import record_of
 from cdiff.pocket.world.motion import MARGIN
 from cdiff.schema import Config
@@ -130,6 +131,18 @@ def test_the_pocket_motion_adapter_is_drawn_with_as_it_was_trained():
 def test_the_pocket_recipe_is_taken_by_itself():
     recipe = yaml.safe_load(catalog.groups()["recipe"]["class_diffusion-pocket"].read_text(encoding="utf-8"))
     assert config_of().train.steps == recipe["train"]["steps"]
+
+
+@pytest.mark.parametrize("name", sorted(GALLERY))
+def test_the_token_of_a_shipped_concept_starts_from_the_colour_of_its_individual(name):
+    config = config_of(f"concept={name}")
+    assert config.concepts[name].looks == {"pocket": GALLERY[name][0].color}
+    assert config.method.initializer == "looks"
+
+
+@pytest.mark.parametrize("name", ["claim", "spl_sweep", "weight_step"])
+def test_studies_with_recorded_results_start_tokens_as_they_did(name):
+    assert config_of(f"experiment={name}").method.initializer == "class_word"
 
 
 @pytest.mark.parametrize("words", [["concept=[dog,teapot]"], ["concept=dog_teapot"]])

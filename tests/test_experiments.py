@@ -259,6 +259,10 @@ def test_a_study_starts_a_process_for_each_of_its_parts(tmp_path, name, jobs):
     assert all(noted.startswith("-m cdiff -m ") and noted.endswith("device=cpu") for noted in started)
     rates = {noted.split("optimizer.learning_rate=")[1].split()[0] for noted in started if "learning_rate=" in noted}
     assert not rates or "1.50e-04,3.00e-04,6.00e-04" in rates
+    ours = [noted for noted in started if "method=class_diffusion " in noted]  # as the others start
+    assert len(ours) == jobs // 5 * (name != "claim/run.sh")
+    assert all("method.initializer=class_word" in noted for noted in ours)
+    assert sum("method.initializer=" in noted for noted in started) == len(ours)
 
 
 def test_the_speed_script_measures_what_it_names(tmp_path, monkeypatch):

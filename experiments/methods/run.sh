@@ -6,13 +6,14 @@
 #   METHODS="lora dreambooth" experiments/methods/run.sh
 #   python experiments/methods/table.py outputs/sweeps --out experiments/methods/results
 #
-# The same in one process: python -m cdiff -m experiment=methods name=methods
+# The same in one process, but for where class_diffusion's token starts: python -m cdiff -m experiment=methods name=methods
 set -u
 mkdir -p outputs/sweeps
 gpus=$(nvidia-smi -L 2>/dev/null | wc -l)
 count=0
 
-compare() { # METHOD CONCEPT [SETTING ...]
+compare() { # METHOD CONCEPT [SETTING ...]; all that train a token start it from the class word
+    [ "$1" != class_diffusion ] || set -- "$1" "$2" method.initializer=class_word "${@:3}"
     python3 -m cdiff -m experiment=methods method="$1" concept="$2" name="methods_$1_$2" logger=none "${@:3}" \
         >"outputs/sweeps/methods_$1_$2.txt" 2>&1 || echo "$1, $2: see outputs/sweeps/methods_$1_$2.txt"
 }

@@ -15,6 +15,7 @@ count=0
 
 search() { # METHOD CONCEPT [SETTING ...]
     local rates
+    [ "$1" != class_diffusion ] || set -- "$1" "$2" method.initializer=class_word "${@:3}" # as the others that train one
     rates=$(python3 -c "print(','.join(f'{${centre[$1]} * 2.0**k:.2e}' for k in (-1, 0, 1)))")
     python3 -m cdiff -m method="$1" concept="$2" optimizer.learning_rate="$rates" train.steps=200,400 \
         name="recipe_$1_$2" train.batch_size=2 optimizer.scale_learning_rate=true lr_schedule=cosine augment.views=128 \

@@ -143,7 +143,7 @@ def _method(config: Config) -> list[str]:
     if method.name == "lora" and not method.targets:
         mistakes.append("method.targets is empty: name the layers that a LoRA is for, such as to_k and to_v.")
     if not method.initializer.strip():
-        mistakes.append("method.initializer is empty: say class_word, rare, random or any word.")
+        mistakes.append("method.initializer is empty: say class_word, looks, rare, random or any word.")
     return mistakes
 
 

@@ -56,7 +56,10 @@ def resolve_concepts(cfg: Config) -> list[Concept]:
     concepts = []
     for place, (name, conf) in enumerate(merged.items()):
         word = class_words[name]
-        initializer = _initializer((conf.initializer or "").strip() or cfg.method.initializer, word, place)
+        wanted = (conf.initializer or "").strip() or cfg.method.initializer
+        if wanted == "looks":  # of the source's pictures, not of the user's own
+            wanted = (not conf.images and conf.looks.get(cfg.model.world)) or "class_word"
+        initializer = _initializer(wanted, word, place)
         folder = _images_folder(name, conf, cfg.model.world)
         concepts.append(Concept(name, tokens[name], word, initializer, folder))
     return concepts
@@ -99,7 +102,7 @@ def _refuse_shared_overrides(cfg: Config) -> None:
     """With several concepts, what makes them different can't be overridden for all at once."""
     if len(cfg.concepts) < 2:
         return
-    for key in ("images", "token", "class_word", "sources"):
+    for key in ("images", "token", "class_word", "sources", "looks"):
         if getattr(cfg.concept, key):
             names = ", ".join(cfg.concepts)
             first = next(iter(cfg.concepts))
@@ -114,8 +117,8 @@ def _overridden(own: ConceptConfig, override: ConceptConfig) -> ConceptConfig:
         value = getattr(override, key)
         return getattr(own, key) if value is None else value
 
-    sources = {**(own.sources or {}), **(override.sources or {})}
-    return ConceptConfig(pick("class_word"), pick("token"), pick("initializer"), pick("images"), sources)
+    sources, looks = ({**(getattr(own, key) or {}), **(getattr(override, key) or {})} for key in ("sources", "looks"))
+    return ConceptConfig(pick("class_word"), pick("token"), pick("initializer"), pick("images"), sources, looks)
 
 
 def _assign_tokens(wanted: dict[str, str | None]) -> dict[str, str]:

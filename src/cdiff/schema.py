@@ -52,9 +52,10 @@ class ConceptConfig:
 
     class_word: str | None = None
     token: str | None = None  # <new1>, <new2> ... by order when null; may be written new1
-    initializer: str | None = None  # class_word | rare | random | any word or words; null: method.initializer
+    initializer: str | None = None  # class_word | looks | rare | random | any word or words; null: method.initializer
     images: str | None = None  # a folder of the user's own; wins over `sources`
     sources: dict[str, str] = field(default_factory=dict)  # world -> pocket:NAME | hub dataset id:subset | folder
+    looks: dict[str, str] = field(default_factory=dict)  # world -> a word for what that source's pictures show: brown
 
 
 @dataclass
