@@ -490,16 +490,29 @@ def test_an_adapter_is_scored_by_clips_drawn_as_task_video_draws_them(monkeypatc
     class Drawn(Exception):
         pass
 
-    def drawn(_base, _motion, video, *_others):
-        raise Drawn(video)
+    def drawn(_base, _motion, video, sampler, *_others):
+        raise Drawn(video, sampler)
 
     monkeypatch.setattr("cdiff.video.drawing.make_clip_pipeline", drawn)
-    settings = {"steps": 2, "guidance_scale": 5.0, "video": {"shared_noise": 0.0}}
+    settings = {"video": {"shared_noise": 0.0}, "clips_at_once": 3}
     with pytest.raises(Drawn) as caught:
         _clip_drawer(WEIGHTS, settings, Config(device="cpu"))
     words = ["task=video", "video=pocket", "video.shared_noise=0"]
-    asked = to_checked_config(compose(words, [])).video
-    assert caught.value.args[0] == replace(asked, motion_adapter=str(WEIGHTS / "motion"))
+    asked = to_checked_config(compose(words, []))
+    assert caught.value.args[0] == replace(asked.video, motion_adapter=str(WEIGHTS / "motion"))
+    assert caught.value.args[1] == replace(asked.sampler, batch_size=3)
+
+
+def test_the_base_is_scored_as_its_settings_say(monkeypatch):
+    from cdiff.pocket import WEIGHTS
+    from cdiff.schema import Config
+    from cdiff.tasks.pretrain import _drawer
+
+    monkeypatch.setattr("cdiff.sampling.sample", lambda _base, requests, sampler: (requests, sampler))
+    settings = to_checked_config(compose(["task=pretrain", "pretrain.stage=scores"], [])).pretrain.settings["scores"]
+    requests, sampler = _drawer(WEIGHTS, dict(settings), Config(device="cpu"))(["a dog", "a cat"])
+    assert [request.prompt for request in requests] == ["a dog", "a cat"]
+    assert (sampler.name, sampler.steps, sampler.guidance_scale, sampler.eta) == ("ddim", 25, 4.0, 1.0)
 
 
 def test_the_base_is_judged_by_what_its_pictures_show():

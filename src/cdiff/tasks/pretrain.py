@@ -96,16 +96,15 @@ def _clip_drawer(weights: Path, settings: dict, cfg: Config):
     import torch
 
     from cdiff.models import load_base, resolve_device
-    from cdiff.pocket.pretrain.scores_motion import pocket_clips
+    from cdiff.pocket.pretrain.scores_motion import pocket_clips, pocket_sampler
     from cdiff.sampling import Request, image_seed
-    from cdiff.schema import ModelConfig, SamplerConfig
+    from cdiff.schema import ModelConfig
     from cdiff.video.drawing import draw_clips, make_clip_pipeline
     from cdiff.video.motion import animated, load_motion
 
     device = resolve_device(cfg.device)
     video = pocket_clips(weights / "motion", **(settings.get("video") or {}))
-    steps, scale = settings["steps"], settings["guidance_scale"]
-    sampler = SamplerConfig(name="ddim", steps=steps, guidance_scale=scale, batch_size=settings.get("clips_at_once", 1))
+    sampler = pocket_sampler(batch_size=settings.get("clips_at_once", 1))
     base = load_base(ModelConfig(path=str(weights / "base")), torch.float32, str(device))
     motion = load_motion(weights / "motion", video, torch.float32)
     base = animated(base, motion)

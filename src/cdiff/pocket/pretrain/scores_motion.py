@@ -18,7 +18,7 @@ from cdiff.pocket.probe import Probe, Seen
 from cdiff.pocket.world.captions import caption
 from cdiff.pocket.world.motion import Clip, sample_clip, verb
 from cdiff.pocket.world.sample import FRESH
-from cdiff.schema import VideoConfig
+from cdiff.schema import SamplerConfig, VideoConfig
 from cdiff.untrusted import read_yaml
 
 DrawClips = Callable[[list[str]], list[list[Image.Image]]]
@@ -29,8 +29,17 @@ STEADY = 0.9  # share of a clip's frames that must agree
 
 def pocket_clips(adapter: Path, **changes) -> VideoConfig:
     """How task=video draws with the shipped adapter (conf/video/pocket.yaml), for another one."""
-    values = read_yaml(catalog.groups()["video"]["pocket"])["video"]
+    values = _pocket_file()["video"]
     return to_config({"video": values | {"motion_adapter": str(adapter)} | changes}).video
+
+
+def pocket_sampler(**changes) -> SamplerConfig:
+    """The sampler that draws them."""
+    return to_config({"sampler": {"name": "ddim"} | _pocket_file()["sampler"] | changes}).sampler
+
+
+def _pocket_file() -> dict:
+    return read_yaml(catalog.groups()["video"]["pocket"])
 
 
 def fresh_clip(index: int, moving: bool) -> Clip:
