@@ -1,6 +1,6 @@
 """The picture at the head of README.md: one training picture, then four of a run's samples.
 
-python experiments/exports/picture.py outputs/exports/run docs/images/first.png
+python experiments/exports/picture.py outputs/first docs/images/first.png
 """
 
 import sys
@@ -13,9 +13,9 @@ from cdiff.pocket import render_concept
 SIDE, GAP = 192, 8
 NAMES = (
     "a-photo-of-a-new1-dog-1",
-    "a-new1-dog-wearing-headphones-0",
-    "a-new1-dog-on-the-beach-0",
-    "a-new1-dog-in-the-snow-0",
+    "a-new1-dog-wearing-headphones-1",
+    "a-new1-dog-on-the-beach-1",
+    "a-new1-dog-in-the-snow-1",
 )
 
 run, out = Path(sys.argv[1]), Path(sys.argv[2])
