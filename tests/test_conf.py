@@ -128,6 +128,21 @@ def test_the_pocket_motion_adapter_is_drawn_with_as_it_was_trained():
     assert (drawn.anchor, drawn.margin) == (trained["anchor"], MARGIN)
 
 
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        ("concept.sources.pocket=pocket:cat", "concept.sources.pocket"),
+        ("concepts.dgo.looks.pocket=tan", "concepts.dgo"),
+        ("concepts.dog.looks.photo=tan", "concepts.dog.looks.photo"),
+    ],
+)
+def test_a_key_that_is_not_there_is_named_whole_with_the_way_to_add_it(word, key):
+    with pytest.raises(UserError, match=rf"^{key} is not in the configuration .* \+{key}=VALUE\.$"):
+        config_of("concept=dog", word)
+    if key.endswith(("pocket", "photo")):
+        assert config_of("concept=dog", f"+{word}").concepts["dog"].looks["pocket"] == "brown"
+
+
 def test_the_pocket_recipe_is_taken_by_itself():
     recipe = yaml.safe_load(catalog.groups()["recipe"]["class_diffusion-pocket"].read_text(encoding="utf-8"))
     assert config_of().train.steps == recipe["train"]["steps"]

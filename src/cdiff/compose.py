@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from cdiff import catalog, finding, gpus
 from cdiff.checks import check
@@ -50,6 +50,12 @@ def compose(words: list[str], config_dirs: list[Path] | None = None) -> DictConf
         named = re.findall(r"hydra/(?:launcher|sweeper)/(\w+)'", str(cause))
         if missing := [EXTRAS[name] for name in named if name in EXTRAS]:
             raise UserError(f"This launcher or sweeper needs a package: pip install 'cdiff[{missing[0]}]'.") from error
+        if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
+            key = cause.full_key
+            raise UserError(
+                f"{key} is not in the configuration that these options make: choose what it belongs to, or add it with "
+                f"a plus, +{key}=VALUE."
+            ) from error
         raise UserError(f"The configuration can't be composed: {one_line(cause)}") from error
 
 
