@@ -15,12 +15,20 @@ import torch
 
 from cdiff.models import load_base, resolve_device
 from cdiff.pocket import WEIGHTS
-from cdiff.pocket.pretrain.scores import grammar_prompts, judge, share
+from cdiff.pocket.pretrain.scores import grammar_prompts, tally
 from cdiff.pocket.probe import Probe
 from cdiff.sampling import Request, sample
 from cdiff.schema import ModelConfig, SamplerConfig
 
 SCORED = 1000  # prompts left to the scores
+COLUMNS = {
+    "class": "class",
+    "two_subjects": "two subjects",
+    "scene": "scene",
+    "accessory": "accessory",
+    "color": "colour",
+    "everything": "everything",
+}
 WAYS = [
     *(f"ddim {guidance} {eta}" for eta in (0, 0.5, 1) for guidance in (4, 5, 6)),
     *(f"{name} {guidance} 0" for name in ("dpmpp", "euler", "euler_a") for guidance in (5, 7)),
@@ -37,18 +45,13 @@ def main() -> None:
     base, probe = load_base(ModelConfig(path="pocket"), torch.float32, device), Probe(WEIGHTS / "probe", str(device))
     prompts = grammar_prompts(SCORED + given.prompts)[SCORED:]
     requests = [Request(text, number, 1000 + number) for number, (text, _) in enumerate(prompts)]
-    print("| sampler | guidance | eta | class | two subjects | scene | accessory | colour | everything | seconds |")
+    print(f"| sampler | guidance | eta | {' | '.join(COLUMNS.values())} | seconds |")
     print("|" + " --- |" * 10)
     for way in given.ways:
         start, (name, guidance, eta) = time.monotonic(), way.split()
         sampler = SamplerConfig(name=name, steps=25, guidance_scale=float(guidance), eta=float(eta), batch_size=50)
-        seen = probe.read(sample(base, requests, sampler))
-        verdicts = [judge(asked, found) for (_, asked), found in zip(prompts, seen, strict=True)]
-        two = [v["class"] for (_, asked), v in zip(prompts, verdicts, strict=True) if len(asked["kinds"]) == 2]
-        said = {key: [v[key] for v in verdicts if v[key] is not None] for key in verdicts[0]}
-        everything = [all(right is not False for right in v.values()) for v in verdicts]
-        shares = [said["class"], two, said["scene"], said["accessory"], said["color"], everything]
-        cells = [f"{share(hits):.1f}" for hits in shares]
+        found = tally([asked for _, asked in prompts], probe.read(sample(base, requests, sampler)))
+        cells = [f"{found.get(key, float('nan')):.1f}" for key in COLUMNS]
         print(f"| {name} | {guidance} | {eta} | {' | '.join(cells)} | {time.monotonic() - start:.0f} |", flush=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from cdiff.pocket.probe import Probe
+from cdiff.pocket.probe import Probe, Seen
 from cdiff.pocket.world.captions import PLACES, WORN, article, caption
 from cdiff.pocket.world.render import render
 from cdiff.pocket.world.sample import FRESH, HELD_OUT, compose, sample_identity, sample_scene
@@ -218,13 +218,18 @@ def score_base(folder: Path, device: str, draw: Draw, count: int = 500, held: in
     out: dict[str, float] = {}
     for name, prompts in (("grammar", grammar_prompts(count)), ("held_out", held_out_prompts(held))):
         images = draw([text for text, _ in prompts])
-        verdicts = [judge(asked, seen) for (_, asked), seen in zip(prompts, probe.read(images))]
-        for key in ("class", "scene", "accessory", "color"):
-            said = [v[key] for v in verdicts if v[key] is not None]
-            out[f"{name}_{key}"] = share(said)
-        if name == "grammar":
-            two = [v["class"] for (_, asked), v in zip(prompts, verdicts) if len(asked["kinds"]) == 2]
-            out |= {"grammar_two_subjects": share(two), "grammar_two_subjects_prompts": len(two)}
-        out[f"{name}_everything"] = share([all(v is not False for v in verdict.values()) for verdict in verdicts])
-        out[f"{name}_prompts"] = len(prompts)
+        found = tally([asked for _, asked in prompts], probe.read(images))
+        out |= {f"{name}_{key}": value for key, value in found.items()}
     return out
+
+
+def tally(asked: Sequence[dict], seen: Sequence[Seen]) -> dict[str, float]:
+    """What is right, in % of the prompts that say it; "two_subjects" is the class of those with two, if there are."""
+    verdicts = [judge(*pair) for pair in zip(asked, seen, strict=True)]
+    out: dict[str, float] = {}
+    for key in ("class", "scene", "accessory", "color"):
+        out[key] = share([v[key] for v in verdicts if v[key] is not None])
+    if two := [v["class"] for wanted, v in zip(asked, verdicts) if len(wanted["kinds"]) == 2]:
+        out |= {"two_subjects": share(two), "two_subjects_prompts": len(two)}
+    out["everything"] = share([all(v is not False for v in verdict.values()) for verdict in verdicts])
+    return out | {"prompts": len(verdicts)}
