@@ -155,7 +155,7 @@ def test_the_token_of_a_shipped_concept_starts_from_the_colour_of_its_individual
     assert config.method.initializer == "looks"
 
 
-@pytest.mark.parametrize("name", ["claim", "spl_sweep", "weight_step"])
+@pytest.mark.parametrize("name", ["claim", "weight_step"])
 def test_studies_with_recorded_results_start_tokens_as_they_did(name):
     assert config_of(f"experiment={name}").method.initializer == "class_word"
 
