@@ -9,6 +9,8 @@ import torch
 from PIL import Image, ImageEnhance
 
 from cdiff.displacement import displacement
+from cdiff.models import load_base
+from cdiff.pocket import WEIGHTS
 from cdiff.pocket.pretrain.probe import build_probe
 from cdiff.pocket.pretrain.scores import spoken
 from cdiff.pocket.pretrain.scores_motion import (
@@ -16,12 +18,17 @@ from cdiff.pocket.pretrain.scores_motion import (
     clip_prompts,
     fresh_clip,
     is_right,
+    pocket_clips,
+    pocket_sampler,
     score_motion,
     steadiness,
 )
 from cdiff.pocket.probe import Seen
 from cdiff.pocket.world.render import render
 from cdiff.pocket.world.sample import FRESH
+from cdiff.schema import ModelConfig
+from cdiff.video.drawing import make_clip_pipeline
+from cdiff.video.motion import animated, load_motion
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +88,13 @@ def test_the_scores_of_a_perfect_artist(tmp_path):
     assert scores["moving_clips"] == 4 and scores["still_clips"] == 1 and scores["moving_way_median"] > 0.2
     assert calls[0] == [text for text, _ in clip_prompts(4, True)]
     assert spoken(fresh_clip(0, True).frames[0], calls[0][0])["kinds"]
+
+
+def test_pocket_clips_begin_where_the_noise_is_full():
+    """The first noise is nothing but noise, which an earlier timestep than the last is not."""
+    video, sampler, device = pocket_clips(WEIGHTS / "motion"), pocket_sampler(), torch.device("cpu")
+    motion = load_motion(WEIGHTS / "motion", video, torch.float32)
+    base = animated(load_base(ModelConfig(path="pocket"), torch.float32, device), motion)
+    scheduler = make_clip_pipeline(base, motion, video, sampler, device).scheduler
+    scheduler.set_timesteps(sampler.steps)
+    assert scheduler.timesteps[0] == scheduler.config.num_train_timesteps - 1
